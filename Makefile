@@ -1,0 +1,27 @@
+# make demo: the whole circle on the embedded world.  make test: lint and tests, what CI runs.
+# Both set up .venv on the first call.  PYTHON=python3.12 make test takes another interpreter.
+PYTHON ?= python3
+BIN := .venv/bin
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test clean
+
+demo: .venv/ready
+	$(BIN)/python train_policy.py --overwrite
+	@echo "Look at runs/policy/report.html"
+
+test: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch first, so that nothing else chooses its version
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[judge,dev]"
+	touch $@
