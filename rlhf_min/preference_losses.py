@@ -1,0 +1,40 @@
+"""Losses on preference pairs: what a reward model is trained to minimise."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from rlhf_min.ratings import win_log_probability
+
+
+def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0) -> Tensor:
+    """−log σ(r_w − r_l − m), mean over pairs (Bradley & Terry 1952; margin: Llama 2, eq. 2).
+
+    chosen, rejected [B] rewards; margin [B] or a number, ≥ 0 → scalar in nats.
+    Invariant to a constant added to both rewards.
+    """
+    return -F.logsigmoid(chosen - rejected - margin).mean()
+
+
+def centring_penalty(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """mean((r_w + r_l)²): pins the constant Bradley-Terry leaves free (Eisenstein et al. 2023).
+
+    chosen, rejected [B] rewards → scalar in squared reward units.
+    """
+    return (chosen + rejected).square().mean()
+
+
+def rating_margin(chosen_rating: Tensor, rejected_rating: Tensor, scale: float) -> Tensor:
+    """m = scale·max(0, rating_w − rating_l): [B] ratings → [B] reward units (idea: Llama 2, eq. 2).
+
+    scale is in reward units per rating point.  A pair whose ratings contradict its labels gets 0.
+    """
+    return scale * (chosen_rating - rejected_rating).clamp_min(0)
+
+
+def ratings_win_loss(chosen: Tensor, rejected: Tensor, tie: float = 0.5) -> Tensor:
+    """−log P(w ≻ l) under two rating distributions, mean over pairs.
+
+    chosen, rejected: logits [B, R]; tie τ: ½ is DPL (Siththaranjan et al. 2023), 0 strict wins only
+    → scalar in nats.  Chance level: ratings.chance_loss.
+    """
+    return -win_log_probability(chosen, rejected, tie).mean()
