@@ -21,7 +21,8 @@ def ppo_clip(
     log_probs [B] with gradient; old_log_probs, advantages [B] without → scalar.  At ρ = 1 its
     gradient is that of `reinforce`.
     """
-    ratio = (log_probs - old_log_probs.detach()).exp()
+    # e²⁰ is far beyond any clip; without the bound an infinite ratio makes the gradient NaN.
+    ratio = (log_probs - old_log_probs.detach()).clamp_max(20).exp()
     a = advantages.detach()
     return -torch.minimum(ratio * a, ratio.clamp(1 - clip, 1 + clip) * a).sum() / sequences
 

@@ -60,7 +60,7 @@ def confidence_weight(logits: Tensor, kind: str) -> Tensor:
     σ depends on the answer, so the weight changes the objective: above the baseline it prefers
     confident answers, below it *uncertain* ones.  `entropic_rating` has no such flaw.
     """
-    sigma = rating_variance(logits).sqrt().clamp_min(0.1)  # a point mass would weigh infinitely
+    sigma = rating_variance(logits).clamp_min(0.01).sqrt()  # a point mass would weigh infinitely
     if kind == "none":
         return torch.ones_like(sigma)
     if kind == "inverse-sigma":

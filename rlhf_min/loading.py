@@ -1,0 +1,206 @@
+"""Models, tokenizers and the one builder of token rows that every script shares."""
+
+import sys
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+from rlhf_min import InputError
+from rlhf_min.prompt_tree import Layout, Tree, build_tree, hidden_states
+
+logging.disable_progress_bar()
+logging.set_verbosity_error()  # our own errors say what is missing from a checkpoint
+
+
+def choose_device() -> torch.device:
+    """CUDA when there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def choose_dtype(name: str) -> torch.dtype:
+    """--dtype: float32, bfloat16, or auto (bfloat16 where the hardware multiplies it fast)."""
+    if name == "auto":
+        fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast or torch.cpu._is_avx512_bf16_supported() else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def load_tokenizer(path: str):
+    """A tokenizer that can end an answer.  Raises InputError when it has no end token."""
+    tokenizer = _from_hub(AutoTokenizer.from_pretrained, path, "tokenizer")
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            f"the tokenizer of {path} has no end token, so an answer could never end: "
+            "set eos_token in its tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def load_causal_lm(path: str, dtype: torch.dtype, device: torch.device | None = None):
+    """A causal language model with dropout off, every weight from the checkpoint.
+
+    Raises InputError when the folder or hub id cannot be read or a weight is missing.
+    """
+    model, info = load_weights(AutoModelForCausalLM, path, dtype)
+    if info["missing_keys"]:
+        raise InputError(
+            f"{path} lacks the weight {sorted(info['missing_keys'])[0]}, so it is no complete "
+            "causal language model: save it again with save_pretrained"
+        )
+    return model.to(device or choose_device()).eval()
+
+
+def load_weights(auto_class, path: str, dtype: torch.dtype, **settings):
+    """from_pretrained without dropout (the sampler and the trainer must be the same function).
+
+    Returns the model and transformers' loading report.
+    """
+    config = _from_hub(AutoConfig.from_pretrained, path, "config", **settings)
+    for name, value in config.to_dict().items():
+        if ("drop" in name or name.endswith("pdrop")) and isinstance(value, float):
+            setattr(config, name, 0.0)
+    return _from_hub(
+        auto_class.from_pretrained,
+        path,
+        "model",
+        config=config,
+        dtype=dtype,
+        output_loading_info=True,
+    )
+
+
+def _from_hub(load, path: str, what: str, **settings):
+    try:
+        return load(path, **settings)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"cannot load a {what} from {path!r} ({reason}): give a Hugging Face folder or hub id"
+        ) from error
+
+
+def end_token_ids(model, tokenizer) -> list[int]:
+    """Every token that ends an answer: the tokenizer's, and the generation config's."""
+    extra = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    extra = extra if isinstance(extra, list) else [extra]
+    return sorted({tokenizer.eos_token_id, *(i for i in extra if i is not None)})
+
+
+def context_length(model) -> int:
+    """Longest row in tokens, prompt and answer together."""
+    config = model.config.get_text_config()
+    return getattr(config, "max_position_embeddings", None) or sys.maxsize
+
+
+def encode_prompt(tokenizer, prompt: str | list[dict], max_tokens: int) -> list[int]:
+    """Prompt text or chat messages → token ids that end where the answer begins.
+
+    With a chat template the template's own text is used, generation prompt included; special tokens
+    are added only where there is no template (no double BOS).  A longer prompt loses its left end,
+    never the answer; a leading BOS stays.
+    """
+    if tokenizer.chat_template:
+        text = tokenizer.apply_chat_template(
+            _messages(prompt), tokenize=False, add_generation_prompt=True
+        )
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+    else:
+        text = prompt if isinstance(prompt, str) else "\n\n".join(m["content"] for m in prompt)
+        ids = tokenizer(text).input_ids
+        if ids and ids[-1] == tokenizer.eos_token_id and len(ids) > 1:
+            ids = ids[:-1]  # some tokenizers close every text
+    ids = ids or [tokenizer.bos_token_id or tokenizer.eos_token_id]
+    if len(ids) <= max_tokens:
+        return ids
+    if ids[0] == tokenizer.bos_token_id and max_tokens > 1:
+        return [ids[0], *ids[len(ids) - max_tokens + 1 :]]
+    return ids[len(ids) - max_tokens :]
+
+
+def encode_prompts(tokenizer, prompts: list, max_tokens: int) -> tuple[list[list[int]], int]:
+    """All prompts as token ids, and how many lost their left end.
+
+    Raises InputError when nothing fits: no room at all, or every prompt is too long.
+    """
+    if max_tokens < 1:
+        raise InputError(
+            "--max-new-tokens leaves no room for the prompt in the model's context: lower it"
+        )
+    whole = [len(encode_prompt(tokenizer, prompt, sys.maxsize)) for prompt in prompts]
+    cut = sum(length > max_tokens for length in whole)
+    if cut == len(prompts):
+        raise InputError(
+            f"every prompt is longer than the context: the shortest has {min(whole)} tokens, there "
+            f"is room for {max_tokens}; take a model with a longer context or shorten the prompts"
+        )
+    return [encode_prompt(tokenizer, prompt, max_tokens) for prompt in prompts], cut
+
+
+def encode_answer(tokenizer, prompt: str | list[dict], answer: str, end: bool = True) -> list[int]:
+    """Answer text → token ids as the template writes an assistant's turn, closed by the end token.
+
+    Encoded on its own, never together with the prompt, so that a prompt's tokens do not depend on
+    the answer.  Whatever the template writes after the end token is left out: rollouts have none.
+    """
+    if tokenizer.chat_template:
+        messages = _messages(prompt)
+        head = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        full = tokenizer.apply_chat_template(
+            [*messages, {"role": "assistant", "content": answer}], tokenize=False
+        )
+        if full.startswith(head):
+            body = full[len(head) :]
+            cut = body.rfind(tokenizer.eos_token)
+            answer = body[:cut] if cut >= 0 else body
+    ids = tokenizer(answer, add_special_tokens=False).input_ids
+    return [*ids, tokenizer.eos_token_id] if end else ids
+
+
+def _messages(prompt: str | list[dict]) -> list[dict]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def decode_answer(tokenizer, ids: list[int]) -> str:
+    """Token ids of an answer → its text, end token and outer spaces left out."""
+    return tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+@torch.no_grad()
+def choose_layout(model, say=print) -> Layout:
+    """Whether this model can take a prompt tree, found by comparing it with plain rows.
+
+    Sliding windows shorter than the row, recurrent models and some attention kernels cannot.  Then
+    every branch gets a row of its own, and one line says so.
+    """
+    config = model.config.get_text_config()
+    # A window counts slots, not positions: a row may not be longer than it (GPT-Neo: window_size).
+    window = getattr(config, "sliding_window", None) or getattr(config, "window_size", None)
+    longest = min(context_length(model), window or sys.maxsize)
+    layouts = [
+        Layout(tree, longest if tree else context_length(model), model.dtype, model.device)
+        for tree in (True, False)
+    ]
+    try:
+        tree, plain = (branch_ends(model, layout) for layout in layouts)
+        gap = (tree - plain).abs().max().item() / plain.abs().max().item()
+    except (RuntimeError, ValueError, TypeError) as error:
+        gap, reason = float("inf"), str(error).splitlines()[0]
+    else:
+        reason = f"states differ by {gap:.1e}"
+    if gap < (1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1):
+        return layouts[0]
+    say(f"{type(model).__name__} cannot take a prompt tree ({reason}): one row per answer instead")
+    return layouts[1]
+
+
+def branch_ends(model, layout: Layout) -> Tensor:
+    """Last hidden states of four short probe branches [4, H], float32."""
+    vocabulary = model.config.get_text_config().vocab_size
+    probe = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocabulary, (22,), generator=probe).tolist()
+    tree: Tree = build_tree(
+        [ids[:5], ids[5:8]], [[ids[8:11], ids[11:16]], [ids[16:20], ids[20:22]]], layout
+    )
+    return hidden_states(model, tree)[tree.ends].float()

@@ -1,0 +1,224 @@
+"""The prompt tree: every branch gets what it would get in a row of its own."""
+
+import dataclasses
+import itertools
+import math
+import random
+
+import pytest
+import torch
+from tiny_models import MODELS, tiny_model, tolerance
+from torch.testing import assert_close
+
+from rlhf_min.prompt_tree import Layout, build_tree, hidden_states, length_batches, tree_mask
+
+CPU = torch.device("cpu")
+# Prompts and answers of many lengths; id 0 is also what fills empty slots, and 2 ends most answers.
+PROMPTS = [[1, 5, 6, 7, 8], [1, 9], [1, 0, 4, 0, 3, 11, 12]]
+BRANCHES = [
+    [[13, 14, 2], [15, 16, 17, 18, 19, 20, 2], [2]],
+    [[3, 0, 4, 5, 0], [6, 2], [7, 8, 9, 0], [13, 14, 2]],
+    [[21, 2]],
+]
+FLAT = [(prompt, answer) for prompt, own in zip(PROMPTS, BRANCHES, strict=True) for answer in own]
+
+
+def layout(tree=True, max_row=10_000, dtype=torch.float64):
+    return Layout(tree=tree, max_row=max_row, dtype=dtype, device=CPU)
+
+
+def loop_end_states(model):
+    """Oracle: the hidden state of each answer's last token, one unpadded sequence at a time."""
+    rows = [
+        model.base_model(torch.tensor([prompt + answer])).last_hidden_state[0, -1]
+        for prompt, answer in FLAT
+    ]
+    return torch.stack(rows)
+
+
+# ---------------------------------------------------------------- the layout
+
+
+@pytest.mark.parametrize("max_row", [10_000, 14, 1])
+@pytest.mark.parametrize("kind", ["tree", "plain"])
+def test_every_branch_can_be_read_back_from_the_tree(kind, max_row):
+    tree = build_tree(PROMPTS, BRANCHES, layout(kind == "tree", max_row))
+    width = tree.ids.shape[1]
+    flat_ids, flat_positions = tree.ids.flatten().tolist(), tree.positions.flatten().tolist()
+    assert len(tree.ends) == len(FLAT)
+    for number, (prompt, answer) in enumerate(FLAT):
+        own = [n for n in range(len(tree.owners)) if tree.owners[n] == number]
+        assert [tree.targets[n].item() for n in own] == answer
+        slots = [tree.predictors[n].item() for n in own]
+        end = tree.ends[number].item()
+        row = end // width
+        assert all(slot // width == row for slot in slots)
+        # the prompt's last token predicts the first answer token, each answer token the next one
+        assert slots[0] == row * width + len(prompt) - 1
+        assert [flat_ids[slot] for slot in slots] == (prompt + answer)[len(prompt) - 1 : -1]
+        assert [flat_positions[slot] for slot in slots] == list(
+            range(len(prompt) - 1, len(prompt) + len(answer) - 1)
+        )
+        assert flat_ids[row * width : row * width + len(prompt)] == prompt
+        assert (flat_ids[end], flat_positions[end]) == (answer[-1], len(prompt + answer) - 1)
+        assert len(answer) == 1 or end == slots[-1] + 1
+
+
+def test_a_prompt_is_stored_once_per_row_and_a_plain_row_holds_one_branch():
+    tree = build_tree(PROMPTS, BRANCHES, layout())
+    assert tree.ids.shape == (3, 5 + 3 + 7 + 1)
+    tokens = sum(map(len, PROMPTS)) + sum(len(answer) for _, answer in FLAT)
+    assert_close(tree.padding, 1 - tokens / tree.ids.numel())
+    plain = build_tree(PROMPTS, BRANCHES, layout(tree=False))
+    assert plain.ids.shape == (8, 12)
+    assert plain.mask.dtype == torch.bool
+    assert plain.mask.sum(-1).tolist() == [len(prompt + answer) for prompt, answer in FLAT]
+
+
+@pytest.mark.parametrize("max_row", range(1, 30))
+def test_no_row_is_longer_than_max_row_unless_one_branch_alone_is(max_row):
+    tree = build_tree(PROMPTS, BRANCHES, layout(max_row=max_row))
+    rows: dict[int, list] = {}
+    for number, (prompt, answer) in enumerate(FLAT):
+        rows.setdefault(tree.ends[number].item() // tree.ids.shape[1], []).append((prompt, answer))
+    assert len(rows) == len(tree.ids)
+    for members in rows.values():
+        length = len(members[0][0]) + sum(len(answer) for _, answer in members)
+        assert length <= max_row or len(members) == 1
+        assert all(prompt is members[0][0] for prompt, _ in members)
+    for row, following in itertools.pairwise(rows.values()):  # and no row is split without need
+        if row[0][0] is following[0][0]:
+            joined = [*row, following[0]]
+            assert len(row[0][0]) + sum(len(answer) for _, answer in joined) > max_row
+    longest = max(
+        len(members[0][0]) + sum(len(answer) for _, answer in members) for members in rows.values()
+    )
+    assert tree.ids.shape[1] == longest
+
+
+def test_prompts_without_matching_branches_are_refused():
+    with pytest.raises(ValueError):
+        build_tree(PROMPTS, BRANCHES[:2], layout())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_tree_mask_equals_a_loop_over_queries_and_keys(dtype):
+    segments = torch.tensor([[0, 0, 0, 1, 1, 2, 3, 3, -1, -1], [0, 1, 2, 2, 2, 2, 2, 3, 4, 4]])
+    mask = tree_mask(segments, dtype)
+    assert mask.shape == (2, 1, 10, 10) and mask.dtype == dtype
+    for r, row in enumerate(segments.tolist()):
+        for query in range(10):
+            for key in range(10):
+                if row[query] == -1:  # an empty slot may see what it likes, if it sees something
+                    continue
+                sees = key <= query and row[key] in (0, row[query])
+                assert mask[r, 0, query, key].item() == (0.0 if sees else torch.finfo(dtype).min)
+    # no empty row of the softmax, and nothing infinite: −∞ − (−∞) is NaN
+    assert (mask == 0).any(-1).all() and mask.isfinite().all()
+
+
+# ---------------------------------------------------------------- the hidden states
+
+
+@pytest.mark.parametrize(("family", "attention"), MODELS)
+def test_trap_4_the_last_token_is_found_by_length(family, attention):
+    """trap 4: pad == eos; here 0 fills empty slots, stands in prompts and answers, ends some."""
+    model = tiny_model(family, attention)
+    want = loop_end_states(model)
+    for shape in (layout(), layout(max_row=14), layout(tree=False)):
+        tree = build_tree(PROMPTS, BRANCHES, shape)
+        assert_close(hidden_states(model, tree)[tree.ends], want, **tolerance(family))
+
+
+def test_trap_4_a_branch_does_not_depend_on_its_batch():
+    """trap 4: invariant to the amount of padding, to the batch, and to the order in it."""
+    model = tiny_model("gpt2")
+    want = loop_end_states(model)
+    for number, (prompt, answer) in enumerate(FLAT):
+        tree = build_tree([prompt], [[answer]], layout())
+        assert_close(hidden_states(model, tree)[tree.ends][0], want[number], **tolerance("gpt2"))
+    long_neighbour = build_tree([[1] * 40, *PROMPTS[::-1]], [[[3] * 30], *BRANCHES[::-1]], layout())
+    got = hidden_states(model, long_neighbour)[long_neighbour.ends]
+    assert_close(got[1:], torch.cat([want[7:], want[3:7], want[:3]]), **tolerance("gpt2"))
+
+
+@pytest.mark.parametrize("tree_layout", [True, False])
+@pytest.mark.parametrize(("family", "attention"), MODELS)
+def test_trap_3_what_stands_in_empty_slots_changes_nothing(family, attention, tree_layout):
+    """trap 3: pads counted."""
+    model = tiny_model(family, attention)
+    tree = build_tree(PROMPTS, BRANCHES, layout(tree_layout))
+    used = torch.zeros(tree.ids.numel(), dtype=torch.bool)
+    width = tree.ids.shape[1]
+    for end in tree.ends.tolist():  # rows are filled from the left, without gaps
+        used[end // width * width : end + 1] = True
+    used = used.view_as(tree.ids)
+    assert_close(1 - used.double().mean().item(), tree.padding, atol=1e-6, rtol=0)
+    other = torch.randint(1, 23, tree.ids.shape, generator=torch.Generator().manual_seed(0))
+    noisy = dataclasses.replace(tree, ids=torch.where(used, tree.ids, other))
+    assert (noisy.ids != tree.ids).any()
+    slots = torch.cat([tree.predictors, tree.ends])
+    assert torch.equal(hidden_states(model, noisy)[slots], hidden_states(model, tree)[slots])
+
+
+def test_a_branch_sees_neither_its_siblings_nor_what_follows():
+    model = tiny_model("llama")
+    tree = build_tree(PROMPTS[:1], BRANCHES[:1], layout())
+    before = hidden_states(model, tree)
+    prompt, first = range(5), range(5, 8)  # the slots of BRANCHES[0][0]
+    changed = dataclasses.replace(tree, ids=tree.ids.clone())
+    changed.ids[0, 6] = 21  # its second token
+    after = hidden_states(model, changed)
+    moved = [slot for slot in range(tree.ids.numel()) if not after[slot].equal(before[slot])]
+    assert moved == [6, 7] and moved[0] in first and not set(moved) & set(prompt)
+
+
+def test_trap_20_a_boolean_4d_mask_is_silently_wrong_with_eager_attention():
+    """trap 20: eager adds the mask, so True and False become 1 and 0.  Ours is additive."""
+    for attention, fine in (("sdpa", True), ("eager", False)):
+        model = tiny_model("llama", attention)
+        tree = build_tree(PROMPTS, BRANCHES, layout())
+        assert tree.mask.is_floating_point()
+        boolean = dataclasses.replace(tree, mask=tree.mask == 0)
+        error = (hidden_states(model, boolean)[tree.ends] - loop_end_states(model)).abs().max()
+        assert (error < 1e-4) == fine and (fine or error > 0.1)
+
+
+def test_a_row_within_the_window_is_what_keeps_a_local_attention_right():
+    """GPT-Neo's window counts slots: a later branch would lose the prompt. `max_row` helps."""
+    model = tiny_model("gpt_neo", "eager", window_size=12)
+    want = loop_end_states(model)
+    fits = build_tree(PROMPTS, BRANCHES, layout(max_row=12))
+    assert_close(hidden_states(model, fits)[fits.ends], want, **tolerance("gpt_neo"))
+    too_long = build_tree(PROMPTS, BRANCHES, layout())
+    assert (hidden_states(model, too_long)[too_long.ends] - want).abs().max() > 0.01
+
+
+# ---------------------------------------------------------------- batches of like length
+
+
+@pytest.mark.parametrize("max_rows", [1, 3, 100])
+@pytest.mark.parametrize("max_tokens", [1, 64, 300, 10**6])
+def test_length_batches_are_a_partition_within_bounds(max_rows, max_tokens):
+    generator = random.Random(0)
+    lengths = [generator.randint(1, 80) for _ in range(60)]
+    groups = length_batches(lengths, max_rows, max_tokens)
+    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
+    for group in groups:
+        assert 1 <= len(group) <= max_rows
+        assert len(group) * max(lengths[i] for i in group) <= max_tokens or len(group) == 1
+    order = [lengths[i] for group in groups for i in group]
+    assert order == sorted(order, reverse=True)  # memory runs out at the start or never
+
+
+def test_length_batches_are_no_more_than_needed():
+    assert len(length_batches([7] * 20, 8, 10**6)) == math.ceil(20 / 8)
+    assert len(length_batches([7] * 20, 100, 35)) == math.ceil(20 / 5)
+    assert length_batches([3, 50, 4], 8, 12) == [[1], [2, 0]]
+    assert length_batches([], 8, 12) == []
+
+
+@pytest.mark.parametrize("prompts, branches", [([[]], [[[1]]]), ([[1]], [[[2], []]])])
+def test_an_empty_prompt_or_answer_is_an_error_not_a_shift_of_its_neighbours(prompts, branches):
+    with pytest.raises(ValueError, match="at least one token"):
+        build_tree(prompts, branches, layout())
