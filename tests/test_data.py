@@ -1,0 +1,711 @@
+"""Data: every format gives the same pairs, every bad row is one sentence with file and row."""
+
+import csv
+import gzip
+import io
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlhf_min import InputError
+from rlhf_min.data import (
+    Pair,
+    as_messages,
+    fingerprint,
+    prompt_text,
+    read_pairs,
+    read_prompts,
+    read_rows,
+    split_by_prompt,
+)
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+NONE_DROPPED = {"identical": 0, "duplicate": 0, "different_dialogues": 0, "rated_against": 0}
+
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="real data lies in ../shared/data")
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def assistant(content):
+    return {"role": "assistant", "content": content}
+
+
+ROWS = [
+    {"prompt": "Wie geht's?", "chosen": 'Gut, "danke"!', "rejected": "Nein.\nWarum?"},
+    {"prompt": "a\u2028b, 漢字 🦓", "chosen": "x" * 200_000, "rejected": " y "},
+    {"prompt": "what is [1]?", "chosen": '[{"a": 1}]', "rejected": "[{"},
+]
+PAIRS = [Pair(row["prompt"], row["chosen"], row["rejected"]) for row in ROWS]
+
+
+@pytest.fixture
+def write(tmp_path):
+    """write(rows or text or bytes, name) → the path of a new file, as a SPEC."""
+
+    def write(content, name="data.jsonl"):
+        if isinstance(content, list):
+            content = "".join(json.dumps(row) + "\n" for row in content)
+        raw = content.encode() if isinstance(content, str) else content
+        (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+        return str(tmp_path / name)
+
+    return write
+
+
+def as_csv(rows):
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, rows[0].keys())
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def one_sentence(error) -> str:
+    text = str(error.value)
+    assert "\n" not in text and len(text) < 400
+    return text
+
+
+# Formats
+
+
+@pytest.mark.parametrize("ascii_only", [True, False])
+@pytest.mark.parametrize("name", ["d.jsonl", "d.jsonl.gz", "d.json", "d.json.gz", "D.JSONL"])
+def test_json_lines(write, name, ascii_only):
+    text = "\n".join(json.dumps(row, ensure_ascii=ascii_only) for row in ROWS)
+    assert read_pairs([write(text, name)]) == (PAIRS, NONE_DROPPED)
+
+
+@pytest.mark.parametrize("name", ["d.json", "d.json.gz"])
+def test_json_array(write, name):
+    assert read_pairs([write(json.dumps(ROWS, indent=2), name)])[0] == PAIRS
+
+
+@pytest.mark.parametrize("name", ["d.csv", "d.csv.gz"])
+def test_csv(write, name):
+    assert read_pairs([write(as_csv(ROWS), name)])[0] == PAIRS
+
+
+def test_parquet(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "d.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    assert read_pairs([str(path)])[0] == PAIRS
+    assert read_rows(str(path)) == ROWS
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.csv", "d.json"])
+def test_byte_order_mark_windows_line_ends_and_empty_last_lines(write, name):
+    rows = [{"prompt": "p", "chosen": "a", "rejected": "b"}]
+    text = as_csv(rows) if name == "d.csv" else json.dumps(rows[0]) + "\r\n"
+    assert read_pairs([write("\ufeff" + text + "\r\n\n  \n" * (name != "d.csv"), name)])[0] == [
+        Pair("p", "a", "b")
+    ]
+
+
+def test_several_specs_are_concatenated_in_order(write):
+    first, second = write(ROWS[:2], "1.jsonl"), write(as_csv(ROWS[2:]), "2.csv")
+    assert read_pairs([first, second])[0] == PAIRS
+    assert read_pairs([second, first])[0] == PAIRS[2:] + PAIRS[:2]
+
+
+def test_extra_columns_are_ignored(write):
+    path = write([{"id": 1, "source": None, **row} for row in ROWS])
+    assert read_pairs([path])[0] == PAIRS
+    assert "id" in read_rows(path)[0]
+
+
+def test_importing_data_loads_nothing_heavy():
+    code = "import sys, rlhf_min.data; print({'datasets', 'pyarrow', 'torch'} & set(sys.modules))"
+    shell = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert shell.stdout == "set()\n", shell.stderr
+
+
+# The hub
+
+
+@pytest.fixture(scope="module")
+def hub_folder(tmp_path_factory):
+    """A dataset in the hub's own layout, columns and split name of HelpSteer2_binarized."""
+    datasets = pytest.importorskip("datasets")
+    rows = [
+        {
+            "prompt": f"question {i}",
+            "chosen": [
+                {"content": f"question {i}", "role": "user"},
+                {"content": "good", "role": "assistant"},
+            ],
+            "rejected": [
+                {"content": f"question {i}", "role": "user"},
+                {"content": "bad", "role": "assistant"},
+            ],
+            "chosen_rating": 4.0,
+            "rejected_rating": i / 2,
+        }
+        for i in range(5)
+    ]
+    folder = tmp_path_factory.mktemp("hub") / "HelpSteer2_binarized"
+    name = "data/average_rating_split-00000-of-00001.parquet"
+    (folder / "data").mkdir(parents=True)
+    datasets.Dataset.from_list(rows).to_parquet(folder / name)
+    return folder
+
+
+def test_hub_layout_with_a_split(hub_folder):
+    pairs, counts = read_pairs([f"{hub_folder}:average_rating_split"], rating_range=(0, 4))
+    assert pairs == [
+        Pair(f"question {i}", "good", "bad", 10.0, 1 + 9 * (i / 2) / 4) for i in range(5)
+    ]
+    assert counts == NONE_DROPPED
+    assert read_prompts([f"{hub_folder}:average_rating_split"]) == [
+        f"question {i}" for i in range(5)
+    ]
+
+
+@pytest.mark.parametrize("split", ["", ":wrong"])
+def test_wrong_split_lists_the_splits(hub_folder, split):
+    with pytest.raises(InputError) as error:
+        read_pairs([f"{hub_folder}{split}"])
+    text = one_sentence(error)
+    assert "average_rating_split" in text and (split[1:] or "train") in text
+
+
+def test_unreachable_hub_is_one_sentence(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load_dataset(name, **settings):
+        asked.append((name, settings))
+        raise ConnectionError("Couldn't reach 'owner/name' on the Hub\nand a long tail")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(InputError) as error:
+        read_pairs(["owner/name:some_split"])
+    text = one_sentence(error)
+    assert "owner/name" in text and "Couldn't reach" in text and "long tail" not in text
+    assert asked == [("owner/name", {"split": "some_split"})]  # and no trust_remote_code
+    with pytest.raises(InputError):
+        read_rows("owner/name")
+    assert asked[-1] == ("owner/name", {"split": "train"})
+
+
+# Files that are wrong
+
+
+def test_a_missing_file_or_a_wrong_name(tmp_path):
+    for name in ("no.jsonl", "no.csv.gz", "no.parquet", "no/where.json"):
+        with pytest.raises(InputError, match=r"no.*does not exist"):
+            read_rows(str(tmp_path / name))
+    (tmp_path / "data.txt").write_text("hello")
+    with pytest.raises(InputError, match=r"data\.txt.*\.jsonl"):
+        read_rows(str(tmp_path / "data.txt"))
+    with pytest.raises(InputError, match="'zo' is no data: give zoo"):
+        read_rows("zo")
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(InputError, match=r"folder\.jsonl cannot be read"):
+        read_rows(str(tmp_path / "folder.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("e.jsonl", ""),
+        ("e.jsonl", "\n \n"),
+        ("e.json", "[]"),
+        ("e.csv", ""),
+        ("e.csv", "prompt,chosen,rejected\n"),
+        ("e.jsonl.gz", ""),
+    ],
+)
+def test_an_empty_file(write, name, content):
+    with pytest.raises(InputError, match=rf"{name} is empty"):
+        read_pairs([write(content, name)])
+
+
+GOOD = '{"prompt": "p", "chosen": "a", "rejected": "b"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("d.jsonl", GOOD + "{not json}\n", "row 2"),
+        ("d.jsonl", GOOD + "\n" + GOOD, "row 2"),  # an empty line in the middle
+        ("d.jsonl", GOOD + GOOD.strip() + GOOD, "row 2"),
+        ("d.jsonl", GOOD + "[1, 2]\n", "row 2"),
+        ("d.jsonl", GOOD + '"text"', "row 2"),
+        ("d.jsonl", "[1]\n" + GOOD, "row 1"),
+        ("d.json", GOOD + "null", "row 2"),
+        ("d.json", "[" + GOOD + ", 7]", "row 2"),
+        ("d.json", "[" + GOOD, "JSON"),
+        ("d.jsonl", GOOD.encode() + b'{"prompt": "\xff"}\n', "row 2"),
+        ("d.jsonl.gz", GOOD.encode() * 2 + b"\xe9\n", "row 3"),
+        ("d.csv", b"prompt,chosen,rejected\na,b,c\nd,\xe9,f\n", "line 3"),
+        ("d.csv", "prompt,chosen,rejected\na,b,c\nd,e\n", "row 2"),
+        ("d.csv", "prompt,chosen,rejected\na,b,c\nd,e,f,g\n", "row 2"),
+        ("d.csv", 'prompt,chosen,rejected\na,b,c\nd,"e,f\ng,h,i\n', "row 2"),
+        ("d.csv", 'prompt,chosen,rejected\na,b,c\nd,e,"f\ng,h,i\n', "row 2"),
+        ("d.parquet", "no parquet", "cannot be read"),
+    ],
+)
+def test_broken_content_names_file_and_row(write, name, content, told):
+    with pytest.raises(InputError) as error:
+        read_pairs([write(content, name)])
+    text = one_sentence(error)
+    assert f"{name} " in text and told in text
+
+
+def test_broken_gzip(write, tmp_path):
+    path = Path(write(ROWS, "d.jsonl.gz"))
+    for raw in (GOOD.encode(), path.read_bytes()[:-9]):  # no gzip at all, and a broken download
+        path.write_bytes(raw)
+        with pytest.raises(InputError, match=r"d\.jsonl\.gz cannot be read"):
+            read_rows(str(path))
+
+
+# Rows that are wrong
+
+ROW = {"prompt": "p", "chosen": "a", "rejected": "b"}
+CHAT = {
+    "prompt": "p",
+    "chosen": [user("p"), assistant("a")],
+    "rejected": [user("p"), assistant("b")],
+}
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"prompt": "p", "chosen": "a"}, ["no rejected column", "prompt, chosen"]),
+        ({"question": "p", "answer": "a"}, ["no chosen column", "question, answer"]),
+        ({}, ["no chosen column"]),
+        (ROW | {"chosen": ""}, ["chosen is empty"]),
+        (ROW | {"rejected": " \n"}, ["rejected is empty"]),
+        (ROW | {"rejected": None}, ["rejected is empty"]),
+        (ROW | {"rejected": []}, ["rejected is empty"]),
+        (ROW | {"prompt": ""}, ["prompt is empty"]),
+        (ROW | {"prompt": None}, ["prompt is empty"]),
+        (ROW | {"chosen": 3}, ["chosen must be text or chat messages", "3"]),
+        (ROW | {"chosen": {"role": "assistant"}}, ["chosen must be text"]),
+        (ROW | {"chosen": "\ud83d"}, ["chosen", "surrogate"]),
+        (ROW | {"chosen": [assistant("a")]}, ["one of chosen and rejected is text"]),
+        (CHAT | {"chosen": [user("p"), "a"]}, ["chosen holds a message without role"]),
+        (CHAT | {"chosen": [user("p"), {"role": "assistant"}]}, ["chosen holds a message without"]),
+        (CHAT | {"chosen": [user("p"), assistant(None)]}, ["chosen must be text", "None"]),
+        (CHAT | {"chosen": [user("p"), assistant(" ")]}, ["chosen is empty"]),
+        (CHAT | {"chosen": [user("p"), user("q")]}, ["end with an assistant turn"]),
+        (CHAT | {"prompt": "another"}, ["another one than the turns before"]),
+        ({"chosen": [assistant("a")], "rejected": [assistant("b")]}, ["no prompt"]),
+        ({"chosen": "same", "rejected": "other"}, ["no prompt column"]),
+        (
+            {"chosen": "\n\nHuman: p\n\nAssistant: a", "rejected": "\n\nHuman: p\n\nAssistant:"},
+            ["only"],
+        ),
+        (ROW | {"chosen_rating": 3.0}, ["chosen_rating only"]),
+        (ROW | {"score_rejected": 3.0, "score_chosen": None}, ["score_rejected only"]),
+        (ROW | {"chosen_rating": float("nan"), "rejected_rating": 2}, ["chosen_rating", "nan"]),
+        (ROW | {"chosen_rating": 2, "rejected_rating": float("inf")}, ["rejected_rating", "inf"]),
+        (ROW | {"chosen_rating": 0.5, "rejected_rating": 2}, ["from 1 to 10", "--rating-range"]),
+        (ROW | {"chosen_rating": 11, "rejected_rating": 2}, ["from 1 to 10", "11"]),
+        (ROW | {"chosen_rating": "good", "rejected_rating": 2}, ["chosen_rating", "'good'"]),
+        (ROW | {"chosen_rating": True, "rejected_rating": 2}, ["chosen_rating", "True"]),
+        (ROW | {"chosen_rating": [3], "rejected_rating": 2}, ["chosen_rating", "[3]"]),
+        (ROW | {"chosen_rating": 10**400, "rejected_rating": 2}, ["chosen_rating"]),
+    ],
+)
+def test_a_bad_row_is_one_sentence_with_file_and_row(write, row, told):
+    with pytest.raises(InputError) as error:
+        read_pairs([write([ROWS[0], row])])
+    text = one_sentence(error)
+    for part in ["data.jsonl row 2", *told]:
+        assert part in text
+
+
+def test_a_bad_row_in_csv_counts_rows_not_lines(write):
+    rows = [ROWS[0], {"prompt": "p", "chosen": "", "rejected": "b"}]
+    assert "\n" in ROWS[0]["rejected"]
+    with pytest.raises(InputError, match=r"d\.csv row 2: chosen is empty"):
+        read_pairs([write(as_csv(rows), "d.csv")])
+
+
+# Chat messages and implicit prompts
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        (CHAT, "p"),  # the prompt repeated before the answers (HelpSteer2_binarized)
+        (CHAT | {"prompt": " p\n"}, " p\n"),
+        (CHAT | {"chosen": [assistant("a")], "rejected": [assistant("b")]}, "p"),
+        (CHAT | {"rejected": [assistant("b")]}, "p"),
+        (CHAT | {"prompt": [user("p")]}, [user("p")]),
+        (CHAT | {"chosen": "a", "rejected": "b", "prompt": [user("p")]}, [user("p")]),
+    ],
+)
+def test_chat_rows(write, row, prompt):
+    assert read_pairs([write([row])])[0] == [Pair(prompt, "a", "b")]
+
+
+def test_the_more_complete_of_prompt_column_and_dialogue_is_kept(write):
+    system = {"role": "system", "content": "be kind"}
+    dialogue = [user("p"), assistant("x"), user("q")]
+    answers = {"chosen": [*dialogue, assistant("a")], "rejected": [*dialogue, assistant("b")]}
+    for column, prompt in (
+        ("p", dialogue),
+        ([system, *dialogue], [system, *dialogue]),
+        (dialogue, dialogue),
+    ):
+        row = {"prompt": column, **answers}
+        assert read_pairs([write([row])])[0] == [Pair(prompt, "a", "b")]
+
+
+def test_only_role_and_content_of_messages_are_kept(write):
+    noisy = [{"content": "p", "role": "user", "id": 7}]
+    row = {"prompt": noisy, "chosen": "a", "rejected": "b"}
+    assert read_pairs([write([row])])[0][0].prompt == [user("p")]
+
+
+def test_implicit_prompt_in_messages(write):
+    before = [user("p"), assistant("x"), user("q")]
+    row = {"chosen": [*before, assistant("a")], "rejected": [*before, assistant("b")]}
+    assert read_pairs([write([row])])[0] == [Pair(before, "a", "b")]
+    assert read_prompts([write([row])]) == [before]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "rejected"),
+    [
+        ("Human: hi\n\nAssistant:", "Hello.", "Go."),
+        ("Human: hi\n\nAssistant:", "The cat sat.", "The cat ran."),  # same first words
+        ("Human: hi\n\nAssistant:", "Yes", "Yes, sir"),  # one is the start of the other
+        ("Human: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:", "d", "e"),
+        ("Human: hi\n\nAssistant:", "x\n\nHuman: no\n\nAssistant: y", "x\n\nHuman: yes"),
+    ],
+)
+def test_implicit_prompt_in_hh_text(write, prompt, chosen, rejected):
+    row = {"chosen": f"\n\n{prompt} {chosen}", "rejected": f"\n\n{prompt} {rejected}"}
+    assert read_pairs([write([row])])[0] == [Pair(prompt, chosen, rejected)]
+
+
+def test_implicit_prompt_without_markers_ends_at_a_whole_word(write):
+    row = {"chosen": "Q: 1+1? carrot", "rejected": "Q: 1+1? carpet"}
+    assert read_pairs([write([row])])[0] == [Pair("Q: 1+1?", "carrot", "carpet")]
+    row = {"chosen": "say: the cat", "rejected": "say: the"}  # no answer may become empty
+    assert read_pairs([write([row])])[0] == [Pair("say:", "the cat", "the")]
+
+
+def test_messages_as_json_in_csv(write):
+    row = {name: json.dumps(CHAT[name]) for name in ("chosen", "rejected")}
+    for extra in ({"prompt": "p"}, {"prompt": json.dumps([user("p")])}):
+        path = write(as_csv([extra | row]), "d.csv")
+        assert as_messages(read_pairs([path])[0][0].prompt) == [user("p")]
+        assert read_pairs([path])[0][0].chosen == "a"
+
+
+def test_json_in_a_text_answer_stays_text(write):
+    text = json.dumps(CHAT["chosen"])
+    assert read_pairs([write([ROW | {"chosen": text}])])[0][0].chosen == text
+    for cell in ('[{"a": 1}]', "[{", '[{"role": 1}, 2]'):
+        assert read_pairs([write(as_csv([ROW | {"chosen": cell}]), "d.csv")])[0][0].chosen == cell
+
+
+def test_explicit_answers_are_never_changed(write):
+    row = {"prompt": " p ", "chosen": "\n a \n", "rejected": " b"}
+    assert read_pairs([write([row])])[0] == [Pair(" p ", "\n a \n", " b")]
+
+
+# Ratings and counts
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "given", "expected"),
+    [
+        (1, 10, 7.5, 7.5),
+        (0, 4, 0, 1),
+        (0, 4, 4, 10),
+        (0, 4, 2, 5.5),
+        (-1, 1, 0, 5.5),
+        (1, 5, 2, 3.25),
+    ],
+)
+@pytest.mark.parametrize(
+    "names", [("chosen_rating", "rejected_rating"), ("score_chosen", "score_rejected")]
+)
+def test_ratings_are_mapped_to_one_to_ten(write, low, high, given, expected, names):
+    path = write([ROW | dict(zip(names, (high, given), strict=True))])
+    pair = read_pairs([path], rating_range=(low, high))[0][0]
+    assert pair.chosen_rating == pytest.approx(10) and pair.rejected_rating == pytest.approx(
+        expected
+    )
+
+
+def test_absent_ratings_are_none(write):
+    path = write(as_csv([ROW | {"chosen_rating": "", "rejected_rating": ""}]), "d.csv")
+    rows = [ROW, ROW | {"prompt": "q", "chosen_rating": None, "rejected_rating": None}]
+    for pair in read_pairs([path])[0] + read_pairs([write(rows)])[0]:
+        assert pair.chosen_rating is None and pair.rejected_rating is None
+    path = write(as_csv([ROW | {"chosen_rating": "7", "rejected_rating": "2.5"}]), "d.csv")
+    assert read_pairs([path])[0] == [Pair("p", "a", "b", 7.0, 2.5)]
+
+
+@pytest.mark.parametrize("bad", [(4, 0), (1, 1), (float("nan"), 4), (0, float("inf"))])
+def test_a_wrong_rating_range(write, bad):
+    with pytest.raises(InputError, match="--rating-range"):
+        read_pairs([write([ROW])], rating_range=bad)
+
+
+def test_trap_14_identical_pairs_are_dropped_and_counted(write):
+    same_chat = CHAT | {
+        "prompt": "s",
+        "chosen": [assistant("a")],
+        "rejected": [user("s"), assistant("a")],
+    }
+    rows = [ROW, ROW | {"rejected": "a"}, {"chosen": "one", "rejected": "one"}, same_chat]
+    rows += [{"chosen": "one two ", "rejected": "one two"}, CHAT | {"rejected": CHAT["chosen"]}]
+    assert read_pairs([write(rows)]) == ([Pair("p", "a", "b")], NONE_DROPPED | {"identical": 5})
+
+
+def test_whole_duplicate_rows_are_dropped_and_counted(write):
+    rated = ROW | {"chosen_rating": 5, "rejected_rating": 4}
+    turned = dict(reversed(ROW.items()))
+    pairs, counts = read_pairs([write([ROW, rated, turned, ROW]), write([ROW, ROWS[0]], "2.jsonl")])
+    assert pairs == [Pair("p", "a", "b"), Pair("p", "a", "b", 5.0, 4.0), PAIRS[0]]
+    assert counts == NONE_DROPPED | {"duplicate": 3}
+
+
+def test_dialogues_that_part_early_are_dropped_and_counted(write):
+    row = {
+        "chosen": [user("p"), assistant("x"), user("q"), assistant("a")],
+        "rejected": [user("p"), assistant("y"), user("q"), assistant("b")],
+    }
+    assert read_pairs([write([row, ROW])])[1] == NONE_DROPPED | {"different_dialogues": 1}
+    assert read_prompts([write([row, ROW])]) == ["p"]
+
+
+def test_pairs_rated_against_the_choice_are_kept_and_counted(write):
+    rows = [
+        ROW | {"prompt": f"{i}", "chosen_rating": c, "rejected_rating": r}
+        for i, (c, r) in enumerate([(5, 4), (4, 5), (5, 5), (1, 10)])
+    ]
+    pairs, counts = read_pairs([write(rows)])
+    assert len(pairs) == 4 and counts == NONE_DROPPED | {"rated_against": 2}
+
+
+def test_nothing_left_is_an_error(write):
+    with pytest.raises(InputError, match=r"no usable pair.*identical"):
+        read_pairs([write([ROW | {"rejected": "a"}])])
+
+
+# Prompts
+
+
+def test_prompts_are_unique_in_order_and_the_prompt_column_comes_first(write):
+    rows = [
+        {"prompt": "b", "messages": [user("no")], "other": 1},
+        {"prompt": "a"},
+        {"prompt": "b"},
+        {"messages": [user("c"), assistant("x"), user("d"), assistant("e")]},
+        {"messages": [user("c"), assistant("x"), user("d")]},  # the same: it awaits its answer
+        {"messages": [user("a")], "chosen": "no", "rejected": "never"},
+        {"prompt": [user("a")]},
+        {"chosen": "\n\nHuman: h\n\nAssistant: x", "rejected": "\n\nHuman: h\n\nAssistant: y"},
+    ]
+    assert read_prompts([write(rows), write([{"prompt": "a"}, {"prompt": "z"}], "2.jsonl")]) == [
+        "b",
+        "a",
+        [user("c"), assistant("x"), user("d")],
+        [user("a")],
+        "Human: h\n\nAssistant:",
+        "z",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"text": "x"}, "no prompt or messages column: its columns are text"),
+        ({"prompt": ""}, "prompt is empty"),
+        ({"messages": "text"}, "chat messages"),
+        ({"messages": []}, "messages is empty"),
+        ({"messages": [assistant("a")]}, "start with a prompt"),
+        ({"chosen": "x"}, "no rejected column"),
+    ],
+)
+def test_rows_without_a_prompt(write, row, told):
+    with pytest.raises(InputError, match=told) as error:
+        read_prompts([write([{"prompt": "p"}, row])])
+    assert "data.jsonl row 2" in one_sentence(error)
+
+
+def test_messages_and_text_of_a_prompt():
+    assert as_messages("hi") == [user("hi")]
+    assert as_messages([user("a"), assistant("b")]) == [user("a"), assistant("b")]
+    assert prompt_text("hi") == prompt_text([user("hi")]) == "hi"
+    assert prompt_text([user("a"), assistant("b"), user("c")]) == "user: a\nassistant: b\nuser: c"
+    assert prompt_text([assistant("a")]) == "assistant: a"
+
+
+# Split
+
+
+def random_pairs(rng, count, prompts):
+    names = [rng.choice([f"prompt {i}", [user(f"prompt {i}")]]) for i in range(prompts)]
+    return [Pair(rng.choice(names), f"a{i}", f"b{i}") for i in range(count)]
+
+
+def held_out_by_hand(items, fraction, limit, seed):
+    """Oracle: the same rule, written as a loop over sorted prompts with binary fractions."""
+    import hashlib
+
+    def text(item):
+        prompt = item.prompt
+        return prompt if isinstance(prompt, str) else prompt[0]["content"]
+
+    def place(prompt):
+        bits = hashlib.sha256(f"{seed} {prompt}".encode()).digest()
+        return sum(byte / 256 ** (i + 1) for i, byte in enumerate(bits))
+
+    chosen = []
+    prompts = sorted({text(item) for item in items}, key=place)
+    for number, prompt in enumerate(prompts):
+        rows = [item for item in items if text(item) == prompt]
+        fits = limit is None or len(chosen) + len(rows) <= limit
+        if number < len(prompts) - 1 and fits and (place(prompt) < fraction or not chosen):
+            chosen += rows
+    return [item for item in items if item in chosen]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_trap_15_equal_prompts_never_lie_on_both_sides(seed):
+    rng = random.Random(seed)
+    items = random_pairs(rng, rng.randrange(20, 200), rng.randrange(3, 60))
+    fraction, limit = rng.uniform(0.05, 0.95), rng.choice([None, rng.randrange(30, 100)])
+    train, held_out = split_by_prompt(items, fraction, limit, seed)
+    assert not {prompt_text(p.prompt) for p in train} & {prompt_text(p.prompt) for p in held_out}
+    assert train and held_out and (limit is None or len(held_out) <= limit)
+    assert held_out == held_out_by_hand(items, fraction, limit, seed)
+    assert sorted(train + held_out, key=items.index) == items  # nothing lost, nothing twice
+    assert train == sorted(train, key=items.index)  # order kept
+    assert split_by_prompt(items, fraction, limit, seed) == (train, held_out)
+
+
+def test_a_prompt_keeps_its_side_when_rows_come_and_go():
+    rng = random.Random(0)
+    items = random_pairs(rng, 300, 100)
+    held_out = split_by_prompt(items, 0.3, None, 5)[1]
+    part = rng.sample(items, 150)
+    assert split_by_prompt(part, 0.3, None, 5)[1] == [item for item in part if item in held_out]
+
+
+def test_the_split_has_about_its_fraction_and_depends_on_the_seed():
+    prompts = [f"p{i}" for i in range(4000)]
+    first, second = (split_by_prompt(prompts, 0.25, None, seed)[1] for seed in (0, 1))
+    assert 900 < len(first) < 1100  # 1000 ± 3.6 standard deviations
+    assert 180 < len(set(first) & set(second)) < 320  # 250 if independent
+    assert len(split_by_prompt(prompts, 0.25, 64, 0)[1]) == 64
+
+
+def test_few_prompts_still_give_two_sides():
+    for seed in range(30):
+        for fraction in (0.01, 0.99):
+            train, held_out = split_by_prompt(["a", "b"], fraction, None, seed)
+            assert len(train) == len(held_out) == 1
+
+
+def test_a_split_that_cannot_be_made():
+    same = [Pair("p", f"{i}", "x") for i in range(5)]
+    for items in (same, ["p", [user("p")]], []):
+        with pytest.raises(InputError, match=r"equal prompts.*--eval-data"):
+            split_by_prompt(items, 0.5, None, 0)
+    twice = [*same, *(Pair("q", f"{i}", "x") for i in range(5))]
+    with pytest.raises(InputError, match=r"at most 4 rows.*--eval-data"):
+        split_by_prompt(twice, 0.5, 4, 0)
+    for fraction in (0, 1, -0.1, float("nan")):
+        with pytest.raises(InputError, match="fraction"):
+            split_by_prompt(twice, fraction, None, 0)
+
+
+# Fingerprint
+
+
+def test_the_fingerprint_tells_contents_apart_and_not_key_orders():
+    assert fingerprint([ROW]) == fingerprint([dict(reversed(ROW.items()))])
+    different = [
+        [],
+        [ROW],
+        [ROW, ROW],
+        [ROWS[0]],
+        [ROW, ROWS[0]],
+        [ROWS[0], ROW],
+        PAIRS,
+        ["p"],
+        [[user("p")]],
+    ]
+    assert len({fingerprint(rows) for rows in different}) == len(different)
+    assert all(len(fingerprint(rows)) == 16 for rows in different)
+    assert fingerprint(PAIRS) == fingerprint([Pair(p.prompt, p.chosen, p.rejected) for p in PAIRS])
+    assert fingerprint([Pair("p", "a", "b", 1.0, 2.0)]) != fingerprint([Pair("p", "a", "b")])
+
+
+# The zoo, and real data
+
+
+def test_the_zoo_is_a_spec():
+    zoo = pytest.importorskip("rlhf_min.zoo")
+    pairs, counts = read_pairs(["zoo"])
+    assert len(pairs) + sum(counts.values()) - counts["rated_against"] == 20_000
+    assert set(read_prompts(["zoo"])) <= set(zoo.prompts("train"))
+    assert set(read_prompts(["zoo:held-out"])) <= set(zoo.prompts("held-out"))
+    assert all(1 <= pair.rejected_rating <= 10 for pair in pairs)
+    with pytest.raises(InputError):
+        read_rows("zoo:nothing")
+
+
+def plain_rows(name):
+    with gzip.open(SHARED / name, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+@needs_shared
+@pytest.mark.parametrize(("part", "rows"), [("train", 1682), ("test", 300)])
+def test_hh_helpful_read_fully_explicit_and_implicit(write, part, rows):
+    raw = plain_rows(f"hh_helpful/{part}.jsonl.gz")
+    pairs, counts = read_pairs([str(SHARED / f"hh_helpful/{part}.jsonl.gz")])
+    assert len(raw) == rows == len(pairs) + counts["identical"] + counts["duplicate"]
+    assert {(p.prompt, p.chosen, p.rejected) for p in pairs} == {
+        (r["prompt"], r["chosen"], r["rejected"]) for r in raw if r["chosen"] != r["rejected"]
+    }
+    implicit = [
+        {side: f"\n\n{pair.prompt} {getattr(pair, side)}" for side in ("chosen", "rejected")}
+        for pair in pairs
+    ]
+    assert read_pairs([write(implicit)])[0] == pairs
+
+
+@needs_shared
+@pytest.mark.parametrize(("part", "rows"), [("train", 994), ("test", 199)])
+def test_ultrafeedback_read_fully_with_ratings(part, rows):
+    raw = plain_rows(f"ultrafeedback/{part}.jsonl.gz")
+    pairs, counts = read_pairs([str(SHARED / f"ultrafeedback/{part}.jsonl.gz")])
+    assert len(raw) == rows == len(pairs) + counts["identical"] + counts["duplicate"]
+    assert counts["rated_against"] == sum(r["chosen_rating"] < r["rejected_rating"] for r in raw)
+    kept = {(r["prompt"], r["chosen"], r["chosen_rating"], r["rejected_rating"]) for r in raw}
+    assert {(p.prompt, p.chosen, p.chosen_rating, p.rejected_rating) for p in pairs} <= kept
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["soda_chat.jsonl", "mt_bench_80.jsonl"])
+def test_real_prompts(name):
+    lines = (SHARED / "prompts" / name).read_text(encoding="utf-8").split("\n")
+    expected = [json.loads(line)["prompt"] for line in lines if line]
+    assert read_prompts([str(SHARED / "prompts" / name)]) == list(dict.fromkeys(expected))
