@@ -1,13 +1,17 @@
 """Answers drawn from a model: plain sampling from π, no truncation, no gradient."""
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import AttentionInterface, DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from rlhf_min.loading import context_length, decode_answer, encode_prompt, end_token_ids
-from rlhf_min.prompt_tree import length_batches
+from rlhf_min.prompt_tree import length_batches, tree_mask
+
+LEAVE_AT = 0.75  # finished rows leave the batch when at most this share still runs
 
 
 @dataclass(frozen=True)
@@ -50,60 +54,67 @@ def sample(
     """Draw `samples` answers per prompt from softmax(logits/temperature), nothing else.
 
     The model's generation_config (greedy decoding, top-k, penalties) is never consulted.  Prompts
-    run through the model once, their cache is shared by the samples, finished rows leave the batch.
+    run through the model once; finished rows leave the batch.
     """
     was_training = model.training
     model.eval()  # under gradient checkpointing a training model would switch its cache off
     device = model.device
     width = max(map(len, prompts))
     ids = torch.zeros(len(prompts), width, dtype=torch.long)
-    mask = torch.zeros(len(prompts), width, dtype=torch.long)
+    segments = torch.full((len(prompts), width), -1)  # as in the prompt tree: 0 is the prompt
     for p, prompt in enumerate(prompts):  # padded on the left: the last slot is the last token
         ids[p, width - len(prompt) :] = torch.tensor(prompt)
-        mask[p, width - len(prompt) :] = 1
-    ids, mask = ids.to(device), mask.to(device)
-    positions = (mask.cumsum(-1) - 1).clamp_min(0)
+        segments[p, width - len(prompt) :] = 0
+    ids, segments = ids.to(device), segments.to(device)
+    positions = ((segments == 0).cumsum(-1) - 1).clamp_min(0)
 
     cache = DynamicCache(config=model.config)
     output = model(
         input_ids=ids,
-        attention_mask=mask,
+        attention_mask=tree_mask(segments, model.dtype),
         position_ids=positions,
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
     )
-    cache.batch_repeat_interleave(samples)
+    make_room(cache, samples, max_new_tokens)
     logits = output.logits[:, -1].repeat_interleave(samples, 0)
-    mask = mask.repeat_interleave(samples, 0)
+    unseen = torch.zeros(
+        len(prompts), 1, 1, width + max_new_tokens, dtype=model.dtype, device=device
+    )
+    unseen[:, 0, 0, :width].masked_fill_(segments < 0, torch.finfo(model.dtype).min)
+    unseen = unseen.repeat_interleave(samples, 0)
     position = positions[:, -1:].repeat_interleave(samples, 0)
 
     total = len(prompts) * samples
     tokens = torch.full((total, max_new_tokens), -1, device=device)
     log_probs = torch.zeros(total, device=device)
-    rows = torch.arange(total, device=device)  # which answer each row of the batch still belongs to
+    rows = torch.arange(total, device=device)  # which answer each row of the batch belongs to
+    running = torch.ones(total, dtype=torch.bool, device=device)
     ends = torch.tensor(end_ids, device=device)
-    for t in range(max_new_tokens):
-        log_p = (logits.float() / temperature).log_softmax(-1)
-        token = torch.multinomial(log_p.exp(), 1, generator=generator)
-        tokens[rows, t] = token[:, 0]
-        log_probs[rows] += log_p.gather(1, token)[:, 0]
-        alive = ~torch.isin(token[:, 0], ends)
-        if t + 1 == max_new_tokens or not alive.any():
-            break
-        if not alive.all():
-            keep = alive.nonzero()[:, 0]
-            cache.batch_select_indices(keep)
-            rows, token, mask, position = rows[keep], token[keep], mask[keep], position[keep]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        position = position + 1
-        logits = model(
-            input_ids=token,
-            attention_mask=mask,
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-        ).logits[:, -1]
+    with decode_attention(model):
+        for t in range(max_new_tokens):
+            log_p = (logits.float() / temperature).log_softmax(-1)
+            token = draw(log_p, generator)
+            tokens[rows, t] = torch.where(running, token, -1)
+            log_probs[rows] += log_p.gather(1, token[:, None])[:, 0] * running
+            running = running & ~torch.isin(token, ends)
+            left = int(running.sum())
+            if t + 1 == max_new_tokens or not left:
+                break
+            if left <= LEAVE_AT * len(rows):  # moving the cache costs more than a few idle rows
+                keep = running.nonzero()[:, 0]
+                cache.batch_select_indices(keep)
+                rows, token, running = rows[keep], token[keep], running[keep]
+                unseen, position = unseen[keep], position[keep]
+            position = position + 1
+            logits = model(
+                input_ids=token[:, None],
+                attention_mask=unseen[..., : width + t + 1],
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
+            ).logits[:, -1]
 
     model.train(was_training)
     finished = torch.isin(tokens, ends).any(1)
@@ -114,6 +125,83 @@ def sample(
         finished=finished.view(-1, samples).cpu(),
         log_probs=log_probs.view(-1, samples).cpu(),
     )
+
+
+def draw(log_p: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One token per row by the inverse of the CDF: log_p [B, V] → [B].
+
+    One random number per row instead of one per token of the vocabulary, as multinomial takes.
+    """
+    cdf = log_p.exp().cumsum(-1)
+    u = torch.rand(len(cdf), 1, generator=generator, device=cdf.device) * cdf[:, -1:]
+    return torch.searchsorted(cdf, u, right=True)[:, 0].clamp_max(log_p.shape[1] - 1)
+
+
+class RoomyLayer(DynamicLayer):
+    """A cache layer that writes new tokens into room set aside for them: no copy of the old."""
+
+    def __init__(self, layer: DynamicLayer, samples: int, room: int):
+        super().__init__()
+        self.lazy_initialization(layer.keys, layer.values)
+        self.length = layer.keys.shape[-2]
+        self.stores = []
+        for states in (layer.keys, layer.values):
+            prompts, heads, length, size = states.shape
+            store = states.new_zeros(prompts * samples, heads, length + room, size)
+            store[:, :, :length] = states.repeat_interleave(samples, 0)
+            self.stores.append(store)
+        self.keys, self.values = (store[:, :, : self.length] for store in self.stores)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
+        """Append the states of new tokens [B, heads, new, size]; returns all keys and values."""
+        begin, self.length = self.length, self.length + key_states.shape[-2]
+        self.stores[0][:, :, begin : self.length] = key_states
+        self.stores[1][:, :, begin : self.length] = value_states
+        self.keys, self.values = (store[:, :, : self.length] for store in self.stores)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows."""
+        self.stores = [store[indices] for store in self.stores]
+        self.keys, self.values = (store[:, :, : self.length] for store in self.stores)
+
+
+def make_room(cache: DynamicCache, samples: int, room: int) -> None:
+    """Repeat each prompt's cache `samples` times, with room for `room` more tokens."""
+    for i, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer:
+            cache.layers[i] = RoomyLayer(layer, samples, room)
+        else:  # sliding windows, recurrent states: transformers knows how
+            layer.batch_repeat_interleave(samples)
+
+
+@contextmanager
+def decode_attention(model):
+    """While decoding, replace `sdpa`, slow for one query per row, by two matrix products."""
+    config = model.config.get_text_config()
+    before = config._attn_implementation
+    if before == "sdpa":
+        config._attn_implementation = "one_query"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def one_query_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
+    """softmax(qKᵀ·scaling + mask)·V with the query heads of a group beside each other.
+
+    query [B, H, 1, D]; key, value [B, G, L, D], G dividing H; additive mask [B, 1, 1, L]
+    → [B, 1, H, D].
+    """
+    b, h, _, d = query.shape
+    grouped = query.view(b, key.shape[1], -1, d) * (scaling if scaling is not None else d**-0.5)
+    scores = grouped @ key.transpose(-1, -2) + attention_mask
+    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+    return (weights @ value).view(b, 1, h, d), None
+
+
+AttentionInterface.register("one_query", one_query_attention)
 
 
 def answer(

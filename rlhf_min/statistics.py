@@ -9,11 +9,8 @@ Numbers = Sequence[float]
 
 
 def wilson_interval(wins: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Interval of a proportion `wins / n` (Wilson 1927); 95 % for z = 1.96; a tie may be ½ win.
-
-    Unlike p ± z·√(p(1−p)/n) it stays inside [0, 1] and has a width at 0 and at n wins.
-    """
-    if n < 1 or not 0 <= wins <= n:
+    """Interval of a proportion `wins / n` (Wilson 1927); 95 % for z = 1.96; a tie may be ½ win."""
+    if not 0 <= wins <= n or n < 1:
         raise ValueError(f"a proportion needs 0 <= wins <= n and n >= 1, got {wins} of {n}")
     p, shrink = wins / n, 1 + z * z / n
     middle = (p + z * z / (2 * n)) / shrink
@@ -24,10 +21,7 @@ def wilson_interval(wins: float, n: int, z: float = 1.959964) -> tuple[float, fl
 def bootstrap_interval(
     values: Sequence, statistic: Callable = fmean, seed: int = 0, resamples: int = 1000
 ) -> tuple[float, float]:
-    """95 % percentile bootstrap (Efron 1979) of `statistic(values)`.
-
-    Give one entry, of any type, per prompt: answers to one prompt are not independent.
-    """
+    """95 % percentile bootstrap (Efron 1979); one entry of `values`, of any type, per prompt."""
     if not values:
         raise ValueError("a bootstrap needs at least one value")
     draw = random.Random(seed).choices

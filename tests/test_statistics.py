@@ -1,0 +1,264 @@
+"""statistics.py against closed forms, simulation and oracles that share no code with it."""
+
+import math
+import random
+
+import pytest
+
+from rlhf_min.statistics import (
+    bootstrap_interval,
+    degenerate,
+    distinct_n,
+    expected_calibration_error,
+    length_controlled_rate,
+    longest_run,
+    reliability,
+    wilson_interval,
+    win_rate,
+)
+
+
+@pytest.mark.parametrize(("wins", "n"), [(0, 10), (1, 10), (5, 10), (10, 10), (37.5, 80), (1, 1)])
+def test_wilson_ends_solve_the_score_equation(wins, n):
+    """By definition the ends are the p with |wins/n − p| = z·√(p(1−p)/n)."""
+    low, high = wilson_interval(wins, n)
+    for p in (low, high):
+        assert math.isclose(
+            (wins / n - p) ** 2, 1.959964**2 * p * (1 - p) / n, abs_tol=1e-12, rel_tol=1e-9
+        )
+    assert 0 <= low <= wins / n <= high <= 1
+    assert high - low > 0
+
+
+def test_wilson_matches_a_published_value():
+    """Newcombe (1998), table I: 81 of 263, score method without continuity correction."""
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+
+
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.9])
+def test_wilson_covers_the_truth_in_95_percent_of_simulations(p):
+    draw = random.Random(1)
+    inside = 0
+    for _ in range(2000):
+        low, high = wilson_interval(sum(draw.random() < p for _ in range(40)), 40)
+        inside += low <= p <= high
+    assert 0.925 < inside / 2000 < 0.985
+
+
+def test_wilson_refuses_impossible_counts():
+    for wins, n in [(0, 0), (3, 2), (-1, 2), (math.nan, 2)]:
+        with pytest.raises(ValueError, match="0 <= wins <= n"):
+            wilson_interval(wins, n)
+
+
+def test_bootstrap_covers_the_truth_in_95_percent_of_simulations():
+    draw = random.Random(2)
+    inside = 0
+    for i in range(300):
+        low, high = bootstrap_interval([draw.gauss(3, 2) for _ in range(50)], seed=i, resamples=300)
+        inside += low <= 3 <= high
+    assert 0.89 < inside / 300 < 0.985
+
+
+def test_bootstrap_width_is_that_of_the_normal_approximation():
+    draw = random.Random(3)
+    values = [draw.gauss(0, 1) for _ in range(1000)]
+    low, high = bootstrap_interval(values)
+    assert high - low == pytest.approx(2 * 1.96 / math.sqrt(1000), rel=0.1)
+
+
+def test_bootstrap_draws_prompts_not_answers():
+    """20 answers that are all alike for a prompt tell no more than one of them."""
+    draw = random.Random(4)
+    single = [float(draw.random() < 0.5) for _ in range(40)]
+    groups = [[value] * 20 for value in single]
+
+    def pooled(drawn):
+        return sum(map(sum, drawn)) / sum(map(len, drawn))
+
+    assert bootstrap_interval(groups, pooled, seed=5) == pytest.approx(
+        bootstrap_interval(single, seed=5)
+    )
+
+
+def test_bootstrap_is_a_function_of_its_seed_and_takes_any_statistic():
+    values = [1.0, 2.0, 2.0, 5.0, 9.0]
+    assert bootstrap_interval(values, max, seed=7) == bootstrap_interval(values, max, seed=7)
+    assert bootstrap_interval(values, max)[1] == 9.0
+    assert bootstrap_interval([3.0], seed=1) == (3.0, 3.0)
+    with pytest.raises(ValueError, match="at least one"):
+        bootstrap_interval([])
+
+
+def test_win_rate_counts_ties_half_and_refuses_other_numbers():
+    assert win_rate([1, 1, 0, 0.5]) == 0.625
+    for verdicts in ([], [0.7], [math.nan], [1, -1]):
+        with pytest.raises(ValueError, match="a win rate needs"):
+            win_rate(verdicts)
+
+
+def grid_oracle(verdicts, differences, ridge=0.01):
+    """The same penalised likelihood minimised by a shrinking grid; no gradient, no Newton step."""
+    mean = sum(differences) / len(differences)
+    spread = math.sqrt(sum((d - mean) ** 2 for d in differences) / len(differences))
+
+    def loss(alpha, gamma):
+        total = ridge / 2 * (alpha**2 + gamma**2)
+        for y, d in zip(verdicts, differences, strict=True):
+            logit = alpha + gamma * math.tanh(d / spread)
+            total += math.log1p(math.exp(-abs(logit))) + max(logit, 0) - y * logit
+        return total
+
+    best, width = (0.0, 0.0), 8.0
+    while width > 1e-6:
+        around = [
+            (best[0] + i * width, best[1] + j * width) for i in (-1, 0, 1) for j in (-1, 0, 1)
+        ]
+        better = min(around, key=lambda point: loss(*point))
+        best, width = better, width if better != best else width / 2
+    return 1 / (1 + math.exp(-best[0]))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_length_controlled_rate_equals_a_grid_search(seed):
+    draw = random.Random(seed)
+    n = draw.choice([3, 10, 60])
+    differences = [draw.gauss(draw.choice([-20, 0, 20]), 30) for _ in range(n)]
+    verdicts = [draw.choice([0, 0.5, 1]) if d < 5 else draw.choice([1, 1, 0]) for d in differences]
+    expected = grid_oracle(verdicts, differences)
+    assert length_controlled_rate(verdicts, differences) == pytest.approx(expected, abs=1e-5)
+
+
+def test_length_controlled_rate_recovers_what_a_length_loving_judge_hides():
+    """Truth: equally good answers (½ at equal length), b longer, a judge who likes length."""
+    draw = random.Random(11)
+    differences = [draw.gauss(60, 60) for _ in range(4000)]
+    p = [1 / (1 + math.exp(-2 * math.tanh(d / 60))) for d in differences]
+    verdicts = [float(draw.random() < pi) for pi in p]
+    assert win_rate(verdicts) > 0.72
+    assert length_controlled_rate(verdicts, differences) == pytest.approx(0.5, abs=0.04)
+
+
+def test_length_controlled_rate_is_symmetric_and_without_a_unit():
+    verdicts, differences = [1, 0.5, 0, 1, 1, 0], [30, -4, 8, 60, -12, -30]
+    rate = length_controlled_rate(verdicts, differences)
+    mirrored = length_controlled_rate([1 - v for v in verdicts], [-d for d in differences])
+    assert mirrored == pytest.approx(1 - rate)
+    assert length_controlled_rate(verdicts, [5.5 * d for d in differences]) == pytest.approx(rate)
+
+
+def test_length_controlled_rate_stays_finite_where_data_are_separable():
+    assert 0.99 < length_controlled_rate([1] * 500, list(range(500))) < 1
+    assert length_controlled_rate([1, 1, 0, 0], [4, 3, -3, -4]) == pytest.approx(0.5)
+    assert 0 < length_controlled_rate([1, 0] * 2000, [1e-3, -1e-3] * 2000) < 1
+
+
+def test_length_controlled_rate_without_length_differences_is_the_win_rate():
+    for differences in ([0] * 4, [7] * 4):
+        assert length_controlled_rate([1, 1, 1, 0], differences) == pytest.approx(0.75, abs=0.01)
+
+
+def test_calibration_error_of_calibrated_probabilities_is_small():
+    draw = random.Random(21)
+    probabilities = [draw.random() for _ in range(20000)]
+    outcomes = [float(draw.random() < p) for p in probabilities]
+    assert expected_calibration_error(probabilities, outcomes) < 0.015
+
+
+def test_calibration_error_of_a_known_miscalibration_is_that_number():
+    probabilities = [0.9] * 100 + [0.25] * 300
+    outcomes = [1] * 70 + [0] * 30 + [1] * 75 + [0] * 225
+    assert expected_calibration_error(probabilities, outcomes) == pytest.approx(0.25 * 0.2)
+    assert expected_calibration_error([0.0, 1.0], [1, 0]) == pytest.approx(1.0)
+
+
+def test_calibration_needs_both_orders_of_a_pair():
+    """Chosen always wins: on one order alone even the perfect model looks miscalibrated."""
+    draw = random.Random(22)
+    p = [0.8] * 1000
+    right = [draw.random() < 0.8 for _ in p]
+    p_chosen = [pi if ok else 1 - pi for pi, ok in zip(p, right, strict=True)]
+    both = p_chosen + [1 - pi for pi in p_chosen], [1] * 1000 + [0] * 1000
+    assert expected_calibration_error(p_chosen, [1] * 1000) > 0.3
+    assert expected_calibration_error(*both) < 0.03
+
+
+def test_reliability_bins_hold_every_point_once():
+    probabilities = [0.0, 0.05, 0.1, 0.55, 0.999, 1.0]
+    rows = reliability(probabilities, [0, 1, 0, 1, 1, 1])
+    assert [count for _, _, count in rows] == [2, 1, 1, 2]
+    assert rows[0] == pytest.approx((0.025, 0.5, 2))
+    assert rows[-1] == pytest.approx((0.9995, 1, 2))
+    for bad in ([1.2], [math.nan], []):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            reliability(bad, [1] * len(bad))
+    with pytest.raises(ValueError, match="longer"):
+        reliability([0.5], [1, 0])
+
+
+def test_distinct_n_by_hand():
+    assert distinct_n(["a b a b"], 2) == pytest.approx(2 / 3)
+    assert distinct_n(["a b", "a b"], 2) == 0.5
+    assert distinct_n([[1, 2, 3], [1, 2]], 1) == pytest.approx(3 / 5)
+    assert distinct_n(["a b", "b c"], 1) == pytest.approx(3 / 4)
+    assert distinct_n(["", "one"], 2) == 0.0
+
+
+def longest_run_oracle(tokens, longest_unit):
+    best = min(len(tokens), 1)
+    for start in range(len(tokens)):
+        for n in range(1, longest_unit + 1):
+            unit, copies = tokens[start : start + n], 0
+            while len(unit) == n and tokens[start + copies * n :][:n] == unit:
+                copies += 1
+            best = max(best, copies)
+    return best
+
+
+def test_longest_run_equals_a_naive_search():
+    assert longest_run([]) == 0
+    assert longest_run([5]) == 1
+    assert longest_run([7, 7, 7]) == 3
+    assert longest_run(["the", "cat", "the", "cat", "the", "cat", "sat"]) == 3
+    draw = random.Random(31)
+    for _ in range(300):
+        tokens = [draw.randrange(3) for _ in range(draw.randrange(20))]
+        unit = draw.randrange(1, 5)
+        assert longest_run(tokens, unit) == longest_run_oracle(tokens, unit)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Fine so far" + "!" * 20,
+        "well " + "ha ha " * 10,
+        "It eats fish. " * 4,
+        "It eats fish. It eats fish. It eats fish. It eats fish. It ea",
+        "x" + "\n" * 30,
+        "no no no no no no no \n\n",
+        "日本" * 10,
+    ],
+)
+def test_text_that_repeats_to_the_end_is_degenerate(text):
+    assert degenerate(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "The fox is red.",
+        "Wait......",
+        "no no no",
+        "ha ha " * 10 + "and then it stopped.",
+        "It eats fish. It eats fish. It sleeps.",
+        " ".join(str(i) for i in range(100)),
+    ],
+)
+def test_other_text_is_not_degenerate(text):
+    assert not degenerate(text)
+
+
+def test_degenerate_is_quick_on_long_texts():
+    assert not degenerate("a" * 20000 + "b")
+    assert not degenerate(" ".join(str(i) for i in range(5000)))
