@@ -63,7 +63,7 @@ class Config:
     epochs: float = option(1.0, "passes over the pairs")
     lr: float = option(1e-3, "peak learning rate", "--learning-rate")
     batch_size: int = option(32, "pairs per optimiser step")
-    micro_batch: int = option(32, "pairs per forward and backward pass, at most")
+    micro_batch: int = option(16, "pairs per forward and backward pass, at most")
     max_length: int = option(1024, "tokens of prompt and answer; long prompts lose their left end")
     dtype: Literal["auto", "float32", "bfloat16"] = option("float32", "what the model computes in")
     warm_up: float = option(0.05, "share of the steps with a rising learning rate")
