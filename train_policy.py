@@ -15,14 +15,8 @@ import torch
 from tqdm import tqdm
 
 import train_rm
-from rlhf_min import InputError, command_line, data, report, zoo
-from rlhf_min.baselines import (
-    ExponentialAverage,
-    MovingAverage,
-    NoBaseline,
-    advantages,
-    leave_one_out,
-)
+from rlhf_min import InputError, baselines, command_line, kl, policy_losses, report, zoo
+from rlhf_min import rewards as shaping
 from rlhf_min.batches import batch_indices
 from rlhf_min.checkpoints import (
     drop_checkpoint,
@@ -32,27 +26,22 @@ from rlhf_min.checkpoints import (
     save_model,
 )
 from rlhf_min.command_line import option
-from rlhf_min.evaluation import PolicyBench, answer_texts, rollout_metrics, show, side_by_side
-from rlhf_min.kl import k1
-from rlhf_min.loading import (
-    choose_dtype,
-    choose_layout,
-    context_length,
-    encode_prompts,
-    end_token_ids,
-    load_causal_lm,
-    load_tokenizer,
-)
+from rlhf_min.evaluation import gold_ratings, rollout_metrics, show, side_by_side
 from rlhf_min.log_probs import answer_log_probs
 from rlhf_min.optimiser import MasterAdamW, warm_up
-from rlhf_min.policy_losses import clip_fraction, ppo_clip, reinforce
+from rlhf_min.policy_setup import set_up
 from rlhf_min.prompt_tree import build_tree, length_batches
-from rlhf_min.rewards import penalise_missing_end, standardise, with_kl
 from rlhf_min.run_log import Clock, RunLog, check_folder
 from rlhf_min.sampling import sample
-from rlhf_min.scoring import RolloutScorer, alignment_gap, check_alignment, ruler_of
+from rlhf_min.scoring import alignment_gap, check_alignment, ruler_of
 
 MICRO_TOKENS = 2**15  # slots of one forward and backward pass at most, prompts and answers
+BASELINES = {  # they start at 0, the reference model's mean reward on the ruler
+    "moving-average": lambda config: baselines.MovingAverage(start=0.0),
+    "ema": lambda config: baselines.ExponentialAverage(value=0.0, decay=config.ema_decay),
+    "leave-one-out": lambda config: baselines.NoBaseline(),
+    "none": lambda config: baselines.NoBaseline(),
+}
 
 
 @dataclass(frozen=True)
@@ -119,16 +108,6 @@ def check(config: Config) -> None:
     check_folder(config.out, config, config.resume, config.overwrite)
 
 
-def load_prompts(config: Config) -> tuple[list, list]:
-    """Training prompts and held-out prompts, text or messages; no prompt is in both."""
-    prompts = data.read_prompts(config.data)
-    if config.eval_data or "zoo" in config.data:
-        held_out = data.read_prompts(config.eval_data or ["zoo:held-out"])[: config.eval_prompts]
-        seen = {data.prompt_text(prompt) for prompt in held_out}
-        return [p for p in prompts if data.prompt_text(p) not in seen], held_out
-    return data.split_by_prompt(prompts, 0.1, config.eval_prompts, config.seed)
-
-
 def build_missing(config: Config) -> None:
     """With the default places, build what is not there yet, and say so."""
     if not Path(config.model).exists() and config.model == Config.model:
@@ -139,50 +118,73 @@ def build_missing(config: Config) -> None:
         train_rm.main(train_rm.Config(model=config.model, out=config.reward_model))
 
 
+def update(setup, optimiser, baseline, rollout, rewards, weights, config, rate, guard, clock):
+    """Learn from one rollout: rewards, weights [P, K] without gradient → rewards with KL, metrics.
+
+    The log-probs of the answers are computed again, with gradient; the forward that gives the
+    gradient also gives the KL of the reward, and a running baseline is known before the batch, so
+    each micro-batch goes forward, reward, backward at once.
+    """
+    rewards = rewards.clone()
+    first, last, divergence, a = (torch.zeros_like(rewards) for _ in range(4))
+    for number in range(config.updates):
+        for rows in length_batches(rollout.row_lengths, config.micro_batch, MICRO_TOKENS):
+            prompts = [rollout.prompts[p] for p in rows]
+            tree = build_tree(prompts, [rollout.answers[p] for p in rows], setup.layout)
+            log_probs = answer_log_probs(setup.policy, tree, config.temperature)
+            log_probs = log_probs.view(len(rows), config.samples)
+            clock("policy")
+            if number == 0:  # the rollout's worth is fixed before its first update
+                with torch.no_grad():
+                    ref = answer_log_probs(setup.reference, tree, config.temperature)
+                clock("reference")
+                ref = ref.view_as(log_probs)
+                first[rows] = log_probs.detach()
+                divergence[rows] = kl.k1(first[rows], ref)
+                rewards[rows] = shaping.with_kl(rewards[rows], first[rows], ref, config.kl)
+                if config.baseline == "leave-one-out":
+                    a[rows] = baselines.leave_one_out(rewards[rows]) * weights[rows]
+                else:
+                    a[rows] = baselines.advantages(rewards[rows], baseline) * weights[rows]
+            if config.objective == "reinforce":
+                loss = policy_losses.reinforce(log_probs, a[rows], rewards.numel())
+            else:
+                old = first[rows]
+                loss = policy_losses.ppo_clip(log_probs, old, a[rows], rewards.numel(), config.clip)
+            loss.backward()
+            last[rows] = log_probs.detach()
+            clock("policy")
+        gap = alignment_gap(rollout, first)
+        if guard and number == 0:
+            check_alignment(gap, setup.policy.dtype)
+        norm = optimiser.step(rate, config.max_grad_norm)
+        clock("policy")
+    clipped = policy_losses.clip_fraction(last, first, config.clip)
+    return rewards, {
+        "reward/with_kl": rewards.mean().item(),
+        "kl/mean": divergence.mean().item(),
+        "advantage/mean": a.mean().item(),
+        "advantage/std": a.std().item(),
+        "clip/fraction": clipped.item(),
+        "alignment/gap": gap,
+        "grad/norm": norm,
+        "learning_rate": rate,
+    }
+
+
 def main(config: Config) -> dict:
     """Train, evaluate before and after, save; returns the summary."""
     check(config)
-    prompts, held_out = load_prompts(config)
     build_missing(config)
-    dtype = choose_dtype(config.dtype)
-    tokenizer = load_tokenizer(config.model)
-    policy = load_causal_lm(config.model, dtype)
-    reference = load_causal_lm(config.reference or config.model, dtype).requires_grad_(False)
-    scorer = RolloutScorer(
-        config.reward_model, tokenizer, dtype, config.reading, config.entropic_b, config.weight
-    )
-    layout = choose_layout(policy)
-    room = min(map(context_length, (policy, scorer.model))) - config.max_new_tokens
-    prompt_ids, cut = encode_prompts(tokenizer, prompts, room)
-    if cut:
-        print(f"{cut} of {len(prompts)} prompts lost their left end to fit {room} tokens")
-    per_step = config.batch_size // config.samples
-    if per_step > len(prompts):
-        raise InputError(
-            f"--batch-size {config.batch_size} with --samples {config.samples} asks for {per_step} "
-            f"prompts a step, but --data has {len(prompts)}: lower the one or raise the other"
-        )
-    sampling = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature}
-    sampling["end_ids"] = end_token_ids(policy, tokenizer)
-    in_zoo = {spec.split(":")[0] for spec in config.data} == {"zoo"}
-    gold = zoo.gold_rating if in_zoo else None
-    held_out_ids, _ = encode_prompts(tokenizer, held_out, room)
-    bench = PolicyBench(
-        reference, scorer, tokenizer, layout, held_out, held_out_ids, sampling, gold
-    )
-
+    setup = set_up(config)
+    policy, scorer, bench = setup.policy, setup.scorer, setup.bench
     torch.manual_seed(config.seed)
     generator = torch.Generator(policy.device).manual_seed(config.seed)
     if config.gradient_checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})
         policy.train()  # dropout is 0; checkpointing works in training mode only
     optimiser = MasterAdamW(policy)
-    baseline = {  # 0 is the reference model's mean reward on the ruler
-        "moving-average": MovingAverage(start=0.0),
-        "ema": ExponentialAverage(value=0.0, decay=config.ema_decay),
-        "leave-one-out": NoBaseline(),
-        "none": NoBaseline(),
-    }[config.baseline]
+    baseline = BASELINES[config.baseline](config)
     state = load_checkpoint(config.out) if config.resume else None
     if state:
         policy.load_state_dict(state["policy"])
@@ -190,89 +192,51 @@ def main(config: Config) -> dict:
         generator.set_state(state["generator"])
         baseline = replace(baseline, **state["baseline"])
     else:
-        some = slice(0, config.ruler_prompts)
-        on_train = replace(bench, prompts=prompts[some], prompt_ids=prompt_ids[some])
         before, samples_before = bench.measure(policy)
-        ruler = ruler_of(on_train.answers(reference, config.seed)[1])
+        ruler = ruler_of(setup.reference_rewards(config.ruler_prompts, config.seed))
         state = {"step": 0, "ruler": ruler, "before": before, "samples": samples_before}
     kept = {name: state[name] for name in ("ruler", "before", "samples")}
-    about = {"prompts/train": len(prompts), "prompts/held_out": len(held_out), "prompts/cut": cut}
-    about |= {"ruler": kept["ruler"], "fingerprint": data.fingerprint(prompts)}
-    log = RunLog(config.out, "train_policy.py", config, about, state["step"], config.overwrite)
+    first, about = state["step"], setup.about | {"ruler": kept["ruler"]}
+    log = RunLog(config.out, "train_policy.py", config, about, first, config.overwrite)
 
-    first = state["step"]
     with interruptible() as stop:
         for step in (bar := tqdm(range(first, config.steps), initial=first, total=config.steps)):
             clock = Clock()
-            at = batch_indices(len(prompts), per_step, step, config.seed)
-            batch, ids = [prompts[i] for i in at], [prompt_ids[i] for i in at]
+            at = batch_indices(len(setup.prompts), setup.per_step, step, config.seed)
+            prompts, ids = [setup.prompts[i] for i in at], [setup.prompt_ids[i] for i in at]
 
-            # Sample, and score.  No gradient, no graph: π is re-forwarded below.
-            rollout = sample(policy, ids, config.samples, generator=generator, **sampling)
+            # Sample.  No gradient, no graph: π is re-forwarded in `update`.
+            rollout = sample(policy, ids, config.samples, generator=generator, **setup.sampling)
             start = None
             if scorer.needs_start:
-                start = sample(reference, ids, 1, generator=generator, **sampling)
+                start = sample(setup.reference, ids, 1, generator=generator, **setup.sampling)
             clock("sample")
-            scores, weights = scorer(rollout, batch, start)
-            rewards = standardise(scores, **kept["ruler"])
+
+            # Score.
+            scores, weights = scorer(rollout, prompts, start)
+            rewards = shaping.standardise(scores, **kept["ruler"])
             finished = rollout.finished.to(rewards.device)
-            rewards = penalise_missing_end(rewards, finished, config.missing_end_penalty)
+            rewards = shaping.penalise_missing_end(rewards, finished, config.missing_end_penalty)
             clock("score")
 
-            # Update.  A row of the tree holds a prompt with all its samples.
-            log_probs_old, log_probs_new, kl, a = (torch.zeros_like(rewards) for _ in range(4))
-            for update in range(config.updates):
-                for rows in length_batches(rollout.row_lengths, config.micro_batch, MICRO_TOKENS):
-                    answers = [rollout.answers[p] for p in rows]
-                    tree = build_tree([ids[p] for p in rows], answers, layout)
-                    log_probs = answer_log_probs(policy, tree, config.temperature)
-                    log_probs = log_probs.view(len(rows), config.samples)
-                    clock("policy")
-                    if update == 0:  # advantages are fixed before the rollout's first update
-                        log_probs_old[rows] = log_probs.detach()
-                        with torch.no_grad():
-                            ref = answer_log_probs(reference, tree, config.temperature)
-                        clock("reference")
-                        ref = ref.view_as(log_probs)
-                        kl[rows] = k1(log_probs.detach(), ref)
-                        rewards[rows] = with_kl(rewards[rows], log_probs, ref, config.kl)
-                        if config.baseline == "leave-one-out":
-                            a[rows] = leave_one_out(rewards[rows]) * weights[rows]
-                        else:
-                            a[rows] = advantages(rewards[rows], baseline) * weights[rows]
-                    if config.objective == "reinforce":
-                        loss = reinforce(log_probs, a[rows], rewards.numel())
-                    else:
-                        old = log_probs_old[rows]
-                        loss = ppo_clip(log_probs, old, a[rows], rewards.numel(), config.clip)
-                    loss.backward()
-                    log_probs_new[rows] = log_probs.detach()
-                    clock("policy")
-                gap = alignment_gap(rollout, log_probs_old)
-                if step == first and update == 0:
-                    check_alignment(gap, dtype)
-                rate = config.lr * warm_up(step, config.warm_up)
-                norm = optimiser.step(rate, config.max_grad_norm)
-                clock("policy")
-            used = baseline.value
-            baseline = baseline.updated(rewards)
+            # Learn.
+            rate = config.lr * warm_up(step, config.warm_up)
+            rewards, learnt = update(
+                setup, optimiser, baseline, rollout, rewards, weights, config, rate,
+                guard=step == first, clock=clock,
+            )  # fmt: skip
+            used, baseline = baseline.value, baseline.updated(rewards)
 
-            row = {"reward/mean": scores.mean().item(), "reward/with_kl": rewards.mean().item()}
-            if gold:
-                texts = answer_texts(tokenizer, rollout)
-                golds = [gold(p, t) for p, ts in zip(batch, texts, strict=True) for t in ts]
+            row = {"reward/mean": scores.mean().item(), "baseline/value": used, **learnt}
+            row |= rollout_metrics(rollout) | clock.seconds
+            if setup.gold:
+                golds = gold_ratings(setup.gold, prompts, setup.tokenizer, rollout)
                 row["reward/gold"] = sum(golds) / len(golds)
-            row |= {"kl/mean": kl.mean().item(), "baseline/value": used, "alignment/gap": gap}
-            row |= {"advantage/mean": a.mean().item(), "advantage/std": a.std().item()}
-            clipped = clip_fraction(log_probs_new, log_probs_old, config.clip)
-            row |= {"clip/fraction": clipped.item(), "grad/norm": norm}
-            row |= {"learning_rate": rate, **rollout_metrics(rollout), **clock.seconds}
             if config.eval_every and (step + 1) % config.eval_every == 0:
                 row |= {f"held_out/{k}": v for k, v in bench.measure(policy)[0].items()}
             log.log(step + 1, row)
-            shown = {"reward": row["reward/mean"], "kl": row["kl/mean"]}
-            shown |= {"gold": row["reward/gold"]} if gold else {}
-            bar.set_postfix({k: f"{v:.2f}" for k, v in shown.items()})
+            shown = {"reward": "reward/mean", "gold": "reward/gold", "kl": "kl/mean"}
+            bar.set_postfix({k: f"{row[key]:.2f}" for k, key in shown.items() if key in row})
             if stop() or (step + 1) % config.save_every == 0:
                 save_checkpoint(config.out, {
                     **kept, "step": step + 1, "policy": policy.state_dict(),
@@ -282,7 +246,7 @@ def main(config: Config) -> dict:
             if stop():
                 raise KeyboardInterrupt
 
-    save_model(policy, tokenizer, config.out)
+    save_model(policy, setup.tokenizer, config.out)
     after, samples_after = bench.measure(policy)
     samples = side_by_side(kept["samples"], samples_after)
     log.write_rows("samples.jsonl", samples)

@@ -9,7 +9,9 @@ Left out on purpose: learning-rate searches, several GPUs, quantised weights.
 """
 
 import math
+import random
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -80,6 +82,7 @@ class Config:
     answer_entropy: float = option(0.0, "ratings head: > 0 rewards wide distributions, < 0 narrow")
     marginal_entropy: float = option(0.0, "ratings head: > 0 rewards use of the whole scale")
     roughness: float = option(0.0, "ratings head: weight of squared second differences of logits")
+    limit: int = option(0, "pairs drawn from each SPEC of --data, at most (0: all)")
     eval_fraction: float = option(0.1, "share of prompts held out where the data has no own split")
     eval_limit: int = option(1000, "held-out pairs at most")
     eval_every: int = option(100, "steps between evaluations")
@@ -128,7 +131,13 @@ def check(config: Config) -> None:
 def load_pairs(config: Config) -> tuple[list, list, dict]:
     """Training pairs, held-out pairs, and what was dropped and why."""
     scale = tuple(config.rating_range)
-    pairs, dropped = data.read_pairs(config.data, scale)
+    pairs, dropped = [], Counter()
+    for spec in config.data:
+        some, why = data.read_pairs([spec], scale)
+        if config.limit:
+            some = random.Random(config.seed).sample(some, min(config.limit, len(some)))
+        pairs += some
+        dropped.update(why)
     if config.eval_data or "zoo" in config.data:
         held_out, _ = data.read_pairs(config.eval_data or ["zoo:held-out"], scale)
         held_out = held_out[: config.eval_limit]

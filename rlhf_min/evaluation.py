@@ -163,9 +163,7 @@ class PolicyBench:
         columns = {"reward/mean": rewards.tolist(), "kl/mean": log_ratio.tolist()}
         texts = answer_texts(self.tokenizer, rollout)
         if self.gold:
-            columns["reward/gold"] = [
-                self.gold(prompt_text(p), a) for p, (a,) in zip(self.prompts, texts, strict=True)
-            ]
+            columns["reward/gold"] = gold_ratings(self.gold, self.prompts, self.tokenizer, rollout)
         found = rollout_metrics(rollout)
         for name, values in columns.items():
             found[name] = sum(values) / len(values)
@@ -192,6 +190,13 @@ class PolicyBench:
 def answer_texts(tokenizer, rollout: Rollout) -> list[list[str]]:
     """The rollout's answers as text, [P][K]."""
     return [[decode_answer(tokenizer, a) for a in answers] for answers in rollout.answers]
+
+
+def gold_ratings(gold: Callable, prompts: list, tokenizer, rollout: Rollout) -> list[float]:
+    """The true rating of every answer of the rollout, prompt by prompt: P·K numbers."""
+    texts = answer_texts(tokenizer, rollout)
+    pairs = zip(prompts, texts, strict=True)
+    return [gold(prompt_text(prompt), text) for prompt, own in pairs for text in own]
 
 
 def rollout_metrics(rollout: Rollout) -> dict[str, float]:

@@ -73,8 +73,8 @@ COST = {
     "unknown": 12.0,  # no sentence of this world: the answer is below the scale at once
 }
 # defect → how often writers have it, relative to the others
-DEFECTS = {"wrong fact": 1, "wrong animal": 1, "incomplete": 2, "extra fact": 2}
-DEFECTS |= {"rude": 5, "filler": 5, "unfinished": 3}
+DEFECTS = {"wrong fact": 3, "wrong animal": 1, "incomplete": 3, "extra fact": 3}
+DEFECTS |= {"rude": 10, "filler": 10, "unfinished": 6}
 TASTE = 2.0  # points by which small talk pleases half of the annotators and annoys the other half
 NOISE = 1.4  # standard deviation of one annotation, points
 
@@ -193,7 +193,7 @@ def _draw(prompt: str, rng: random.Random) -> str:
     """An answer as the zoo's writers give it: 0 to 2 defects, often polite, at times chatty."""
     manners = {"opening": 0.5, "closing": 0.45, "small talk": 0.2}
     features = {kind for kind, share in manners.items() if rng.random() < share}
-    number = rng.choices((0, 1, 2), (0.35, 0.43, 0.22))[0]
+    number = rng.choices((0, 1, 2), (0.3, 0.45, 0.25))[0]
     return compose(prompt, rng, features | set(rng.choices([*DEFECTS], DEFECTS.values(), k=number)))
 
 

@@ -2,6 +2,7 @@
 loop oracle for their log-probs.
 """
 
+import json
 from pathlib import Path
 
 import torch
@@ -26,10 +27,10 @@ VOCABULARY = 23
 
 
 def _llama_like(config_class, **extra):
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "max_position_embeddings": 128}
     return config_class(
-        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
-        bos_token_id=1, eos_token_id=2, pad_token_id=0, **extra,
+        vocab_size=VOCABULARY, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0, **{**sizes, **extra},
     )  # fmt: skip
 
 
@@ -206,3 +207,20 @@ def tiny_folder(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Path(folder)
+
+
+def write_rows(file: Path, rows: list[dict]) -> str:
+    """A .jsonl file of these rows; its name."""
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def tiny_pairs(count: int, name: str = "bear") -> list[dict]:
+    """Rated comparisons, every prompt its own: the longer answer is usually the chosen one."""
+    rows = []
+    for i in range(count):
+        answers = [f"it likes {'honey and ' * (i % 3)}flies", "no" + "!" * (i % 4)]
+        chosen, rejected = answers if i % 5 else answers[::-1]
+        row = {"prompt": f"what does {name} {i} like?", "chosen": chosen, "rejected": rejected}
+        rows.append(row | {"chosen_rating": 6.0 + i % 4, "rejected_rating": 1.0 + i % 5})
+    return rows

@@ -1,0 +1,94 @@
+"""Why did the policy get worse?  A founding report's mistakes, put back in one at a time.
+
+    python benchmarks/why_it_fell.py --reward-model runs/rm-ratings [--variant …] [--seeds 0 1 2]
+
+The report trained a policy by the expected rating and saw the reward fall; "flipping the sign
+helped".  Each variant changes one thing in train_policy.py, everything else stays: start model,
+reward model, settings.  Prints held-out learned reward and gold, before → after, per seed.
+"""
+
+import argparse
+import dataclasses
+import tempfile
+from unittest import mock
+
+import torch
+
+import train_policy
+from rlhf_min import log_probs
+from rlhf_min.baselines import ExponentialAverage
+
+
+def of_the_first_tokens(model, tree, temperature=1.0):
+    """Trap 1: log-probs gathered from positions 0..T−1 of the whole row, hence the prompt's."""
+    width = tree.ids.shape[1]
+    counts = torch.bincount(tree.owners, minlength=len(tree.ends))
+    rows = tree.ends // width
+    slots = [
+        row * width + torch.arange(min(count, width - 1))
+        for row, count in zip(rows.tolist(), counts.tolist(), strict=True)
+    ]
+    predictors = torch.cat(slots)
+    owners = torch.repeat_interleave(torch.tensor([len(s) for s in slots]))
+    wrong = dataclasses.replace(
+        tree, predictors=predictors, targets=tree.ids.flatten()[predictors + 1], owners=owners
+    )
+    return log_probs.answer_log_probs(model, wrong, temperature)
+
+
+def of_all_but_the_last_token(model, tree, temperature=1.0):
+    """Traps 2 and 3: the end token is not counted, so nothing teaches the policy to stop."""
+    last = torch.cat([tree.owners[1:] != tree.owners[:-1], torch.ones(1, dtype=torch.bool)])
+    kept = {name: getattr(tree, name)[~last] for name in ("predictors", "targets", "owners")}
+    return log_probs.answer_log_probs(model, dataclasses.replace(tree, **kept), temperature)
+
+
+def no_guard(gap, dtype):
+    """The alignment guard would stop these runs at their first step."""
+
+
+def flipped(log_probs, advantages, sequences):
+    """The loss with its sign flipped: it *lowers* the log-probs of good answers."""
+    return (advantages.detach() * log_probs).sum() / sequences
+
+
+RAW = {"ruler_of": lambda rewards: {"mean": 0.0, "std": 1.0}}  # ratings as they are, 1..10
+ZERO = RAW | {"MovingAverage": lambda start: ExponentialAverage(value=0.0, decay=0.95)}
+VARIANTS = {
+    "as it is": {},
+    "trap 1: the prompt's log-probs": {"answer_log_probs": of_the_first_tokens},
+    "trap 1, sign flipped": {"answer_log_probs": of_the_first_tokens, "reinforce": flipped},
+    "trap 3: end token not counted": {"answer_log_probs": of_all_but_the_last_token},
+    "trap 8: baseline starts at 0, ratings raw": ZERO,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--model", default="runs/zoo-base")
+    parser.add_argument("--reward-model", default="runs/rm-ratings")
+    parser.add_argument("--variant", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=60)
+    args = parser.parse_args()
+    lines = []
+    for name in args.variant:
+        for seed in args.seeds:
+            patches = {"check_alignment": no_guard, **VARIANTS[name]}
+            with tempfile.TemporaryDirectory() as out, mock.patch.multiple(train_policy, **patches):
+                summary = train_policy.main(
+                    train_policy.Config(
+                        model=args.model, reward_model=args.reward_model, out=f"{out}/run",
+                        steps=args.steps, seed=seed,
+                    )
+                )  # fmt: skip
+            ends = (summary["before"], summary["after"])
+            numbers = [f"{e['reward/mean']:.2f} {e['reward/gold']:.2f}" for e in ends]
+            finished = summary["after"]["finished/rate"]
+            lines.append(f"{name:44} {seed:4}   {'  →  '.join(numbers)}   {finished:.2f}")
+    print(f"\n{'variant':44} seed   reward gold → reward gold   finished")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
