@@ -260,8 +260,9 @@ def test_one_annotator_with_one_taste_rates_both_answers_of_a_pair():
                 strays[talk.pop()].append([rating - latent for (latent, _), rating in sides])
     together = {chatty: fmean(a * b for a, b in pairs) for chatty, pairs in strays.items()}
     spread = {chatty: fmean(a * a for a, b in pairs) for chatty, pairs in strays.items()}
-    assert together[True] == pytest.approx(together[False] + 2.0**2, abs=1.0)
-    assert spread[True] == pytest.approx(spread[False] + 2.0**2, abs=1.0)
+    # In theory both grow by TASTE² = 4; that tied pairs are drawn again bends it a little.
+    assert 2.5 < together[True] - together[False] < 5.5, together
+    assert 2.5 < spread[True] - spread[False] < 5.5, spread
 
 
 # --- the command line ---------------------------------------------------------------------------
