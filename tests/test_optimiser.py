@@ -1,0 +1,158 @@
+"""AdamW on float32 masters, warm-up, and the order of the rows."""
+
+import copy
+
+import pytest
+import torch
+from tiny_models import tiny_model
+from torch.testing import assert_close
+
+from rlhf_min.batches import batch_indices
+from rlhf_min.optimiser import MasterAdamW, warm_up, warm_up_and_down
+
+
+def layer(dtype: torch.dtype) -> torch.nn.Linear:
+    torch.manual_seed(0)
+    module = torch.nn.Linear(4, 3)
+    with torch.no_grad():
+        module.weight.fill_(1.0)
+    return module.to(dtype)
+
+
+def train(module, optimiser, steps: int, lr: float) -> None:
+    for _ in range(steps):
+        module(torch.ones(2, 4, dtype=module.weight.dtype)).float().sum().backward()
+        optimiser.step(lr, 1e9)
+
+
+def test_trap_17_tiny_updates_of_bfloat16_weights_add_up_in_the_master():
+    """A bfloat16 step below 1.0 is 0.004: a hundred updates of 1e-6 must add up, not round away."""
+    module = layer(torch.bfloat16)
+    optimiser = MasterAdamW(module)
+    train(module, optimiser, 100, 1e-6)
+    assert module.weight.dtype == torch.bfloat16 and (module.weight == 1).all()  # not yet visible
+    assert_close(optimiser.masters[0], torch.full((3, 4), 1 - 1e-4), atol=5e-6, rtol=0)
+    train(module, optimiser, 100, 1e-4)
+    assert_close(module.weight.float(), torch.full((3, 4), 0.99), atol=0.005, rtol=0)
+    assert (module.weight < 1).all()
+
+
+def test_trap_17_plain_bfloat16_weights_do_not_move():
+    module = layer(torch.bfloat16)
+    adam = torch.optim.AdamW(module.parameters(), lr=1e-4, weight_decay=0.0)
+    for _ in range(200):
+        module(torch.ones(2, 4, dtype=torch.bfloat16)).sum().backward()
+        adam.step()
+        adam.zero_grad()
+    assert (module.weight == 1).all()
+
+
+def test_a_float32_model_gets_exactly_adamw():
+    ours, theirs = layer(torch.float32), layer(torch.float32)
+    optimiser = MasterAdamW(ours, weight_decay=0.1)
+    adam = torch.optim.AdamW(theirs.parameters(), weight_decay=0.1, betas=(0.9, 0.95))
+    torch.manual_seed(1)
+    for step in range(20):
+        x = torch.randn(2, 4)
+        for module in (ours, theirs):
+            module(x).square().sum().backward()
+        norm = torch.stack([p.grad.norm() for p in theirs.parameters()]).norm()
+        for p in theirs.parameters():
+            p.grad.mul_(min(1.0, 0.5 / norm.item()))
+        adam.param_groups[0]["lr"] = 0.01 * (step + 1)
+        adam.step()
+        adam.zero_grad()
+        assert optimiser.step(0.01 * (step + 1), 0.5) == pytest.approx(norm.item(), rel=1e-5)
+        assert all(p.grad is None or not p.grad.any() for p in ours.parameters())
+        assert_close(ours.weight, theirs.weight)
+
+
+def test_trap_9_gradients_of_micro_batches_add_up_in_float32():
+    """1 + 512 · 2⁻⁹: bfloat16 would lose every summand after the first."""
+    module = layer(torch.bfloat16)
+    optimiser = MasterAdamW(module)
+    for size in [1.0] + [2.0**-9] * 512:
+        (module.weight.sum() * size).backward()
+    assert_close(optimiser.masters[0].grad, torch.full((3, 4), 2.0))
+    assert module.weight.grad is None
+
+
+def test_the_norm_is_clipped_over_all_weights_together():
+    module = layer(torch.float32)
+    optimiser = MasterAdamW(module)
+    (module.weight.sum() * 3 + module.bias.sum() * 4).backward()
+    expected = (12 * 9 + 3 * 16) ** 0.5
+    seen = []
+    adam_step = optimiser.adam.step
+    optimiser.adam.step = lambda: (
+        seen.extend(p.grad.clone() for p in module.parameters()) or (adam_step())
+    )
+    assert optimiser.step(0.1, 2.0) == pytest.approx(expected)
+    assert torch.cat([g.flatten() for g in seen]).norm().item() == pytest.approx(2.0, rel=1e-4)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_stops_before_any_weight_changes(bad):
+    module = layer(torch.float32)
+    optimiser = MasterAdamW(module)
+    before = copy.deepcopy(module.state_dict())
+    (module.weight.sum() * bad).backward()
+    with pytest.raises(FloatingPointError):
+        optimiser.step(0.1, 1.0)
+    assert_close(module.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_saved_state_goes_on_exactly(dtype, tmp_path):
+    whole, first, second = (layer(dtype) for _ in range(3))
+    train(whole, MasterAdamW(whole), 9, 1e-3)
+    optimiser = MasterAdamW(first)
+    train(first, optimiser, 4, 1e-3)
+    torch.save(optimiser.state_dict(), tmp_path / "state.pt")
+    optimiser = MasterAdamW(second)
+    optimiser.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    train(second, optimiser, 5, 1e-3)
+    assert_close(second.state_dict(), whole.state_dict(), rtol=0, atol=0)
+
+
+def test_a_tied_weight_is_updated_once():
+    model = tiny_model("qwen2", dtype=torch.bfloat16)
+    optimiser = MasterAdamW(model)
+    assert len(optimiser.masters) == len({p.data_ptr() for p in model.parameters()})
+    ids = torch.tensor([[5, 6, 7]])
+    model(ids, labels=ids).loss.backward()
+    before = model.get_input_embeddings().weight.clone()
+    optimiser.step(0.1, 1.0)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert ((model.get_input_embeddings().weight - before).abs() < 0.11).all()
+
+
+def test_warm_up_rises_to_one_and_stays():
+    assert [warm_up(s, 4) for s in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert warm_up(0, 0) == 1
+    up_down = [warm_up_and_down(s, 2, 6) for s in range(6)]
+    assert up_down == pytest.approx([0.5, 1, 1, 0.75, 0.5, 0.25])
+    assert all(0 < warm_up_and_down(s, 0, 1) <= 1 for s in range(1))
+
+
+@pytest.mark.parametrize(("count", "size"), [(10, 3), (10, 5), (3, 8), (1, 1)])
+def test_an_epoch_shows_every_row_once_and_each_epoch_another_order(count, size):
+    steps = -(-count // size)
+    epochs = [
+        [batch_indices(count, size, e * steps + s, 0, partial=True) for s in range(steps)]
+        for e in range(3)
+    ]
+    for epoch in epochs:
+        assert sorted(i for batch in epoch for i in batch) == list(range(count))
+        assert all(len(batch) == min(size, count) for batch in epoch[:-1])
+    if count > 3:
+        assert epochs[0] != epochs[1] != epochs[2]
+        assert batch_indices(count, size, 0, 0) != batch_indices(count, size, 0, 1)
+
+
+def test_without_partial_batches_every_batch_is_full():
+    batches = [batch_indices(10, 3, step, 0) for step in range(9)]
+    assert {len(b) for b in batches} == {3}
+    for epoch in range(3):
+        rows = [i for b in batches[3 * epoch : 3 * epoch + 3] for i in b]
+        assert len(set(rows)) == 9

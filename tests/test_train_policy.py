@@ -1,0 +1,621 @@
+"""train_policy.py as a whole: every setting against a hand-written loop, the guard, the folder."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_reward_model import trained_folder
+from test_train_rm import close, rows_of
+from tiny_models import tiny_folder, write_rows
+from torch.testing import assert_close
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+)
+from transformers.models.llama.modeling_llama import LlamaMLP
+
+import rlhf_min.evaluation
+import train_policy
+from rlhf_min import InputError, zoo
+from rlhf_min.optimiser import MasterAdamW
+from rlhf_min.sampling import sample
+
+ROOT = Path(__file__).parents[1]
+NAMES = ["bear", "frog", "cat", "dog", "emu", "yak", "ape", "bat"]
+PROMPTS = [f"what does the {name} like?" for name in NAMES]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Settings of a run on 8 prompts, 4 a step; random models, of which some answers end."""
+    place = tmp_path_factory.mktemp("policy")
+    base = tiny_folder(place / "base", "smol")
+    GenerationConfig(eos_token_id=[2, *range(40, 70)], do_sample=False).save_pretrained(base)
+    return {
+        "model": str(base),
+        "scalar": str(trained_folder(base, place / "scalar", "scalar")),
+        "ratings": str(trained_folder(base, place / "ratings", "ratings")),
+        "data": [write_rows(place / "train.jsonl", [{"prompt": p} for p in PROMPTS])],
+        "eval_data": [write_rows(place / "test.jsonl", [{"prompt": p + "?"} for p in PROMPTS[:3]])],
+        "batch_size": 8, "samples": 2, "steps": 3, "max_new_tokens": 8, "lr": 1e-3, "warm_up": 2,
+    }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch, request):
+    """The pictures take longer than these runs: only a test that asks for them gets them."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr(train_policy.report, "write_report", lambda out: None)
+
+
+@pytest.fixture
+def pictures():
+    """A test that names this fixture gets the real report."""
+
+
+def config_of(world: dict, out: Path, head: str = "scalar", **settings) -> train_policy.Config:
+    world = {**world, "reward_model": world[head], "out": str(out)}
+    return train_policy.Config(
+        **{k: v for k, v in {**world, **settings}.items() if k not in ("scalar", "ratings")}
+    )
+
+
+def run(world: dict, out: Path, head: str = "scalar", **settings) -> dict:
+    """main(config) → final weights."""
+    train_policy.main(config_of(world, out, head, **settings))
+    return dict(AutoModelForCausalLM.from_pretrained(out).named_parameters())
+
+
+# Against a loop that shares nothing but the rollouts.
+
+
+def answer_log_prob(model, prompt, answer, temperature):
+    logits = model(torch.tensor([prompt + answer]), use_cache=False).logits[0]
+    log_p = (logits[len(prompt) - 1 : -1] / temperature).log_softmax(-1)
+    return log_p[range(len(answer)), answer].sum()
+
+
+def reading_of(z: torch.Tensor, start: torch.Tensor | None, c: train_policy.Config) -> float:
+    if c.reading == "win" and len(z) == 1:
+        return torch.sigmoid(z - start).item()
+    if len(z) == 1:
+        return z.item()
+    p, k = z.double().softmax(-1), torch.arange(1, 11).double()
+    if c.reading == "win":
+        joint = p[:, None] * start.double().softmax(-1)[None]
+        return (joint.tril(-1).sum() + joint.trace() / 2).item()
+    if c.reading == "entropic":
+        return (-c.entropic_b * (p * (-k / c.entropic_b).exp()).sum().log()).item()
+    return (p * k).sum().item()
+
+
+def weight_of(z: torch.Tensor, kind: str) -> float:
+    if kind == "none":
+        return 1.0
+    p, k = z.double().softmax(-1), torch.arange(1, 11).double()
+    sigma = max(((p * k**2).sum() - (p * k).sum() ** 2).item(), 0.01) ** 0.5
+    return {"inverse-sigma": 1 / sigma, "inverse-variance": 1 / sigma**2,
+            "inverse-one-plus-sigma": 1 / (1 + sigma)}[kind]  # fmt: skip
+
+
+def loop_weights(c: train_policy.Config, rollouts: list, ruler: dict) -> tuple[dict, list[dict]]:
+    """Final weights, and what each step should have logged."""
+    policy, reference = (AutoModelForCausalLM.from_pretrained(c.model) for _ in range(2))
+    judge = AutoModelForSequenceClassification.from_pretrained(c.reward_model)
+    adam = torch.optim.AdamW(policy.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
+    rollouts, earlier, ema, logged = list(rollouts), [], 0.0, []
+    for step in range(c.steps):
+        rollout = rollouts.pop(0)
+        starts = rollouts.pop(0).answers if c.reading == "win" else None
+        flat = []  # prompt, answer, raw score, reward with KL, KL, weight, old log-prob
+        for p, prompt in enumerate(rollout.prompts):
+            start = None
+            if starts:
+                start = judge.model(torch.tensor([prompt + starts[p][0]])).last_hidden_state[0, -1]
+                start = judge.score(start).detach()
+            for k, answer in enumerate(rollout.answers[p]):
+                hidden = judge.model(torch.tensor([prompt + answer])).last_hidden_state[0, -1]
+                z = judge.score(hidden).detach()
+                score = reading_of(z, start, c)
+                reward = (score - ruler["mean"]) / max(ruler["std"], 1e-6)
+                if answer[-1] != 2 and answer[-1] not in range(40, 70):
+                    assert len(answer) == c.max_new_tokens and not rollout.finished[p, k]
+                    reward -= c.missing_end_penalty
+                old, ref = (
+                    answer_log_prob(m, prompt, answer, c.temperature).item()
+                    for m in (policy, reference)
+                )
+                reward -= c.kl * (old - ref)
+                flat.append((prompt, answer, score, reward, old - ref, weight_of(z, c.weight), old))
+        rewards = [row[3] for row in flat]
+        if c.baseline == "moving-average":
+            base = sum(earlier) / len(earlier) if earlier else 0.0
+        else:
+            base = ema if c.baseline == "ema" else 0.0
+        advantages = []
+        for i, row in enumerate(flat):
+            b = base
+            if c.baseline == "leave-one-out":
+                group = [j for j in range(len(flat)) if j // c.samples == i // c.samples]
+                b = sum(rewards[j] for j in group if j != i) / (c.samples - 1)
+            advantages.append((row[3] - b) * row[5])
+        for _ in range(c.updates):
+            loss, outside = 0.0, 0
+            for (prompt, answer, *_, old), a in zip(flat, advantages, strict=True):
+                log_prob = answer_log_prob(policy, prompt, answer, c.temperature)
+                outside += abs(math.exp(log_prob.item() - old) - 1) > c.clip
+                if c.objective == "reinforce":
+                    loss = loss - a * log_prob / len(flat)
+                else:
+                    ratio = (log_prob - old).exp()
+                    clipped = ratio.clamp(1 - c.clip, 1 + c.clip)
+                    loss = loss - torch.minimum(ratio * a, clipped * a) / len(flat)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), c.max_grad_norm).item()
+            adam.param_groups[0]["lr"] = c.lr * min(1.0, (step + 1) / c.warm_up)
+            adam.step()
+            adam.zero_grad()
+        earlier += rewards
+        ema = c.ema_decay * ema + (1 - c.ema_decay) * sum(rewards) / len(rewards)
+        n = len(flat)
+        logged.append({
+            "reward/mean": sum(row[2] for row in flat) / n, "reward/with_kl": sum(rewards) / n,
+            "kl/mean": sum(row[4] for row in flat) / n, "baseline/value": base,
+            "advantage/mean": sum(advantages) / n, "grad/norm": norm, "clip/fraction": outside / n,
+            "length/mean": sum(len(row[1]) for row in flat) / n,
+        })  # fmt: skip
+    return dict(policy.named_parameters()), logged
+
+
+SETTINGS = [
+    ("scalar", {}),
+    ("scalar", {"baseline": "ema", "ema_decay": 0.7}),
+    ("scalar", {"baseline": "leave-one-out"}),
+    ("scalar", {"baseline": "leave-one-out", "samples": 4, "kl": 0.0}),
+    ("scalar", {"baseline": "none", "samples": 1, "batch_size": 4}),
+    ("scalar", {"objective": "ppo-clip", "updates": 2, "lr": 3e-3, "clip": 0.1}),
+    ("scalar", {"objective": "ppo-clip", "updates": 2, "baseline": "leave-one-out"}),
+    ("scalar", {"temperature": 0.7, "missing_end_penalty": 0.0}),
+    ("scalar", {"temperature": 1.3, "missing_end_penalty": 3.0, "kl": 1.0}),
+    ("scalar", {"reading": "win"}),
+    ("ratings", {}),
+    ("ratings", {"reading": "win"}),
+    ("ratings", {"reading": "entropic", "entropic_b": 1.5}),
+    ("ratings", {"weight": "inverse-sigma"}),
+    ("ratings", {"weight": "inverse-variance", "baseline": "leave-one-out"}),
+    ("ratings", {"weight": "inverse-one-plus-sigma"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("head", "settings"), SETTINGS, ids=lambda x: x if isinstance(x, str) else str(x)[1:-1]
+)
+def test_a_run_equals_a_hand_written_loop(world, tmp_path, monkeypatch, head, settings):
+    rollouts, models = [], []
+
+    def recording(model, *args, **kwargs):
+        models.append(model)
+        rollouts.append(sample(model, *args, **kwargs))
+        return rollouts[-1]
+
+    monkeypatch.setattr(train_policy, "sample", recording)
+    config = config_of(world, tmp_path / "out", head, **settings)
+    ours = run(world, tmp_path / "out", head, **settings)
+    finished = torch.cat([r.finished.flatten() for r in rollouts])
+    assert finished.any() and not finished.all()
+    ruler = json.loads((tmp_path / "out" / "run.json").read_text())["data"]["ruler"]
+    expected, logged = loop_weights(config, rollouts, ruler)
+    metrics = rows_of(tmp_path / "out" / "metrics.jsonl")
+    for row, wanted in zip(metrics, logged, strict=True):
+        assert {k: row[k] for k in wanted} == pytest.approx(wanted, abs=2e-3, rel=1e-3)
+    # Adam turns rounding into whole steps where a gradient is almost 0: so not weight by weight.
+    start = dict(AutoModelForCausalLM.from_pretrained(config.model).named_parameters())
+    wrong, moved = (
+        torch.cat([(ours[n] - other[n]).flatten() for n in ours]).norm()
+        for other in (expected, start)
+    )
+    assert wrong < 0.01 * moved
+    if config.reading == "win":  # every other rollout is the start model's, which never moves
+        close(dict(models[1].named_parameters()), start, atol=0)
+        assert all(model is models[1] for model in models[1::2]) and models[0] is not models[1]
+
+
+def test_trap_22_the_ruler_is_the_start_model_s_own_reward(world, tmp_path, monkeypatch):
+    seen = []
+    ruler_of = train_policy.ruler_of
+    monkeypatch.setattr(train_policy, "ruler_of", lambda r: seen.append(r.clone()) or ruler_of(r))
+    run(world, tmp_path / "out", "ratings", steps=1)
+    ruler = json.loads((tmp_path / "out" / "run.json").read_text())["data"]["ruler"]
+    (rewards,) = seen
+    assert len(rewards) == len(PROMPTS)
+    mean = sum(rewards.tolist()) / len(PROMPTS)
+    variance = sum((r - mean) ** 2 for r in rewards.tolist()) / (len(PROMPTS) - 1)
+    assert ruler == pytest.approx({"mean": mean, "std": variance**0.5}, abs=1e-5)
+
+
+def test_trap_22_another_scale_of_the_reward_model_trains_the_same_policy(world, tmp_path):
+    """Rewards × 5: the ruler takes it out again (up to rounding)."""
+    other = trained_folder(world["model"], tmp_path / "rm", "scalar")
+    model = AutoModelForSequenceClassification.from_pretrained(other)
+    with torch.no_grad():
+        model.score.weight.mul_(5)
+    model.save_pretrained(other)
+    one = run(world, tmp_path / "a", lr=1e-4)
+    five = run({**world, "scalar": str(other)}, tmp_path / "b", lr=1e-4)
+    close(five, one, atol=1e-5)
+
+
+# The same run in other words.
+
+
+def test_ppo_clip_with_one_update_is_reinforce(world, tmp_path):
+    one = run(world, tmp_path / "a", lr=1e-4)
+    two = run(world, tmp_path / "b", lr=1e-4, objective="ppo-clip", updates=1)
+    close(two, one)
+
+
+@pytest.mark.parametrize("settings", [{}, {"baseline": "leave-one-out"}], ids=str)
+def test_trap_9_micro_batches_of_1_2_and_8_rows_give_the_same_weights(world, tmp_path, settings):
+    settings = {**settings, "batch_size": 16, "lr": 1e-4}
+    sizes = (1, 2, 3, 8)
+    runs = [run(world, tmp_path / str(n), micro_batch=n, **settings) for n in sizes]
+    for other in runs[1:]:
+        close(other, runs[0])
+    # Adam and clipping hide a constant factor in the gradient: its norm does not.
+    norms = [
+        [row["grad/norm"] for row in rows_of(tmp_path / str(n) / "metrics.jsonl")] for n in sizes
+    ]
+    for other in norms[1:]:
+        assert other == pytest.approx(norms[0], rel=1e-4)
+
+
+def test_trap_9_a_low_token_limit_gives_the_same_weights(world, tmp_path, monkeypatch):
+    one = run(world, tmp_path / "a", lr=1e-4)
+    monkeypatch.setattr(train_policy, "MICRO_TOKENS", 10)
+    close(run(world, tmp_path / "b", lr=1e-4), one)
+
+
+@pytest.mark.parametrize("settings", [{}, {"objective": "ppo-clip", "updates": 2}], ids=str)
+def test_trap_19_gradient_checkpointing_gives_the_same_weights(
+    world, tmp_path, monkeypatch, settings
+):
+    calls, forward = [0], LlamaMLP.forward
+
+    def counting(self, x):
+        calls[0] += torch.is_grad_enabled()
+        return forward(self, x)
+
+    monkeypatch.setattr(LlamaMLP, "forward", counting)
+    one = run(world, tmp_path / "a", lr=1e-4, **settings)
+    plain, calls[0] = calls[0], 0
+    two = run(world, tmp_path / "b", lr=1e-4, gradient_checkpointing=True, **settings)
+    close(two, one)
+    # Each layer of the policy runs again in the backward pass: else nothing was checkpointed.
+    recomputed = 3 * settings.get("updates", 1) * 2
+    assert calls[0] == recomputed and plain == recomputed
+
+
+def test_a_seed_gives_the_same_run_and_another_seed_another(world, tmp_path):
+    first, again = (run(world, tmp_path / name, seed=3) for name in "ab")
+    close(first, again, atol=0)
+    lines = [rows_of(tmp_path / name / "metrics.jsonl") for name in "ab"]
+    for one, two in zip(*lines, strict=True):
+        assert {k: v for k, v in one.items() if "time/" not in k} == {
+            k: v for k, v in two.items() if "time/" not in k
+        }
+    other = run(world, tmp_path / "c", seed=4)
+    assert any((other[n] - first[n]).abs().max() > 1e-4 for n in first)
+
+
+def test_the_reference_may_be_another_model_than_the_start(world, tmp_path):
+    """KL is measured to it: not 0 at the first step."""
+    other = tiny_folder(tmp_path / "other", "smol", seed=1)
+    run(world, tmp_path / "a", reference=str(other), steps=1)
+    run(world, tmp_path / "b", steps=1)
+    kl = [rows_of(tmp_path / name / "metrics.jsonl")[0]["kl/mean"] for name in "ab"]
+    assert abs(kl[0]) > 0.1 and abs(kl[1]) < 1e-3
+
+
+def test_a_reward_model_with_its_own_tokenizer_works(world, tmp_path):
+    base = tiny_folder(tmp_path / "other", "plain", "gpt2")
+    folder = str(trained_folder(base, tmp_path / "rm", "ratings"))
+    run({**world, "ratings": folder}, tmp_path / "out", "ratings", steps=1)
+    row = rows_of(tmp_path / "out" / "metrics.jsonl")[0]
+    assert 1 <= row["reward/mean"] <= 10
+
+
+def test_the_policy_learns_what_the_reward_model_likes(world, tmp_path):
+    some = {"steps": 40, "lr": 1e-2, "kl": 0.0, "missing_end_penalty": 0.0, "batch_size": 16}
+    config = config_of(world, tmp_path / "out", **some)
+    summary = train_policy.main(config)
+    assert summary["after"]["reward/mean"] > summary["before"]["reward/mean_high"]
+    assert summary["after"]["kl/mean"] > 1
+
+
+def test_the_missing_end_penalty_teaches_to_end(world, tmp_path):
+    some = {"steps": 40, "lr": 1e-2, "kl": 0.0, "missing_end_penalty": 50.0, "batch_size": 16}
+    summary = train_policy.main(config_of(world, tmp_path / "out", **some))
+    assert summary["after"]["finished/rate"] == 1.0
+
+
+def test_bfloat16_runs(world, tmp_path):
+    weights = run(world, tmp_path / "out", dtype="bfloat16")
+    assert {w.dtype for w in weights.values()} == {torch.bfloat16}
+    assert rows_of(tmp_path / "out" / "metrics.jsonl")[0]["alignment/gap"] < 0.05
+
+
+# The alignment guard.
+
+
+@torch.no_grad()
+def warmer(model, *args, temperature=1.0, **kwargs):
+    return sample(model, *args, temperature=temperature * 1.3, **kwargs)
+
+
+def with_logits(change):
+    """A sampler whose model gives other logits than the one that is re-forwarded."""
+
+    def sampler(model, *args, **kwargs):
+        forward = model.forward
+
+        def changed(*inputs, **named):
+            output = forward(*inputs, **named)
+            output.logits = change(output.logits)
+            return output
+
+        model.forward = changed
+        try:
+            return sample(model, *args, **kwargs)
+        finally:
+            del model.forward
+
+    return sampler
+
+
+def top_k(logits):
+    return logits.masked_fill(logits < logits.topk(20).values[..., -1:], -1e9)
+
+
+def without_positions(model, *args, **kwargs):
+    """A sampler that forgets that its prompts are padded on the left."""
+    forward = model.forward
+
+    def changed(*inputs, position_ids=None, **named):
+        begin = named["past_key_values"].get_seq_length()
+        width = named["input_ids"].shape[1]
+        return forward(*inputs, position_ids=torch.arange(begin, begin + width)[None], **named)
+
+    model.forward = changed
+    try:
+        return sample(model, *args, **kwargs)
+    finally:
+        del model.forward
+
+
+def off_by_one(model, *args, **kwargs):
+    rollout = sample(model, *args, **kwargs)
+    for answers in rollout.answers:
+        for answer in answers:
+            answer.insert(0, answer.pop())
+    return rollout
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [warmer, with_logits(top_k), with_logits(lambda z: z * 0.9), off_by_one],
+    ids=["temperature", "top-k", "scaled logits", "answers shifted"],
+)
+def test_trap_7_the_guard_stops_the_run_before_any_weight_changes(
+    world, tmp_path, monkeypatch, sampler
+):
+    steps = []
+    monkeypatch.setattr(MasterAdamW, "step", lambda *args: steps.append(args))
+    monkeypatch.setattr(train_policy, "sample", sampler)
+    with pytest.raises(InputError, match="the gradient would be wrong"):
+        run(world, tmp_path / "out")
+    assert not steps and not list((tmp_path / "out").glob("*.safetensors"))
+
+
+def test_trap_13_the_guard_sees_wrong_positions_of_a_padded_batch(world, tmp_path, monkeypatch):
+    """On a model with learned positions; rotary ones do not mind a common shift."""
+    base = tiny_folder(tmp_path / "base", "smol", "gpt2")
+    prompts = [{"prompt": p} for p in ("a", "what does the bear like to eat?", "the frog", "b")]
+    some = {"model": str(base), "data": [write_rows(tmp_path / "p.jsonl", prompts)]}
+    some["scalar"] = str(trained_folder(base, tmp_path / "rm", "scalar"))
+    run({**world, **some}, tmp_path / "right", steps=1)
+    monkeypatch.setattr(train_policy, "sample", without_positions)
+    with pytest.raises(InputError, match="the gradient would be wrong"):
+        run({**world, **some}, tmp_path / "wrong", steps=1)
+
+
+def test_the_gap_is_logged_at_every_step(world, tmp_path):
+    run(world, tmp_path / "out")
+    gaps = [row["alignment/gap"] for row in rows_of(tmp_path / "out" / "metrics.jsonl")]
+    assert len(gaps) == 3 and all(0 <= gap < 1e-4 for gap in gaps)
+
+
+# What a run leaves.
+
+METRICS = {
+    "step", "reward/mean", "reward/with_kl", "kl/mean", "baseline/value", "advantage/mean",
+    "advantage/std", "length/mean", "finished/rate", "text/distinct_2", "text/longest_run",
+    "alignment/gap", "grad/norm", "learning_rate", "time/sample", "time/score", "time/reference",
+    "time/policy",
+}  # fmt: skip
+SUMMARY = {
+    "reward/mean", "reward/mean_low", "reward/mean_high", "kl/mean", "length/mean", "finished/rate",
+    "text/distinct_2", "text/longest_run",
+}  # fmt: skip
+
+
+def test_the_folder_holds_what_the_contract_says(world, tmp_path, pictures):
+    out = tmp_path / "deep" / "policy"
+    run(world, out, eval_every=2)
+    model, info = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert not any(info.values())
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    before = AutoTokenizer.from_pretrained(world["model"])
+    assert tokenizer.chat_template == before.chat_template
+    assert tokenizer.get_vocab() == before.get_vocab()
+    assert model.generation_config.eos_token_id == [2, *range(40, 70)]
+    record = json.loads((out / "run.json").read_text())
+    assert record["script"] == "train_policy.py"
+    assert record.keys() >= {"versions", "commit", "data", "device", "started", "config"}
+    assert record["config"]["seed"] == 0 and record["data"]["fingerprint"]
+    metrics = rows_of(out / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == [1, 2, 3]
+    assert all(row.keys() >= METRICS for row in metrics)
+    assert "held_out/reward/mean" in metrics[1] and "held_out/reward/mean" not in metrics[0]
+    summary = json.loads((out / "summary.json").read_text())
+    for side in ("before", "after"):
+        assert summary[side].keys() >= SUMMARY and "reward/gold" not in summary[side]
+        low, mean, high = (summary[side]["reward/mean" + x] for x in ("_low", "", "_high"))
+        assert low <= mean <= high
+    assert summary["before"]["kl/mean"] == pytest.approx(0, abs=1e-3)
+    samples = rows_of(out / "samples.jsonl")
+    assert [row["prompt"] for row in samples] == [p + "?" for p in PROMPTS[:3]]
+    wanted = {"before", "after", "before_reward", "after_reward"}
+    wanted |= {"before_finished", "after_finished"}
+    assert all(row.keys() >= wanted for row in samples)
+    means = [sum(row[f"{side}_reward"] for row in samples) / 3 for side in ("before", "after")]
+    given = [summary[side]["reward/mean"] for side in ("before", "after")]
+    assert means == pytest.approx(given)
+    assert (out / "report.html").stat().st_size > 1000 and list(out.glob("*.png"))
+    assert not (out / "checkpoint.pt").exists() and not list(out.glob(".saving*"))
+
+
+def test_held_out_numbers_equal_a_loop(world, tmp_path, monkeypatch):
+    rollouts = []
+
+    def recording(*args, **kwargs):
+        rollouts.append(sample(*args, **kwargs))
+        return rollouts[-1]
+
+    monkeypatch.setattr(rlhf_min.evaluation, "sample", recording)
+    ours = run(world, tmp_path / "out")
+    last = rollouts[-1]
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())["after"]
+    policy = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    reference = AutoModelForCausalLM.from_pretrained(world["model"])
+    judge = AutoModelForSequenceClassification.from_pretrained(world["scalar"])
+    rewards, kls = [], []
+    with torch.no_grad():
+        for prompt, (answer,) in zip(last.prompts, last.answers, strict=True):
+            rewards.append(judge(torch.tensor([prompt + answer])).logits.item())
+            kls.append(
+                answer_log_prob(policy, prompt, answer, 1.0).item()
+                - answer_log_prob(reference, prompt, answer, 1.0).item()
+            )
+    assert summary["reward/mean"] == pytest.approx(sum(rewards) / 3, abs=1e-3)
+    assert summary["kl/mean"] == pytest.approx(sum(kls) / 3, abs=2e-3)
+    assert summary["length/mean"] == sum(len(a) for (a,) in last.answers) / 3
+    assert ours.keys() == dict(policy.named_parameters()).keys()
+
+
+def test_trap_15_held_out_prompts_are_never_trained_on(world, tmp_path):
+    prompts = [{"prompt": p} for p in [*PROMPTS, *(p + "?" for p in PROMPTS[:3])]]
+    data = [write_rows(tmp_path / "p.jsonl", prompts)]
+    run(world, tmp_path / "out", data=data, steps=1)
+    about = json.loads((tmp_path / "out" / "run.json").read_text())["data"]
+    assert about["prompts/train"] == 8 and about["prompts/held_out"] == 3
+    run(world, tmp_path / "split", data=data, eval_data=[], steps=1)
+    about = json.loads((tmp_path / "split" / "run.json").read_text())["data"]
+    held_out = {row["prompt"] for row in rows_of(tmp_path / "split" / "samples.jsonl")}
+    assert about["prompts/train"] + len(held_out) == 11
+
+
+def test_chat_prompts_and_cut_prompts_go_through(world, tmp_path):
+    """A long dialogue loses its left end; the count is kept."""
+    turns = [{"role": "user", "content": "hello " * 60}, {"role": "assistant", "content": "yes"}]
+    rows = [{"prompt": [*turns, {"role": "user", "content": p}]} for p in PROMPTS]
+    rows.append({"prompt": [{"role": "user", "content": "short"}]})
+    data = [write_rows(tmp_path / "p.jsonl", rows)]
+    run(world, tmp_path / "out", data=data, steps=1)
+    about = json.loads((tmp_path / "out" / "run.json").read_text())["data"]
+    assert about["prompts/cut"] == 8 and about["prompts/train"] == 9
+
+
+# The zoo.
+
+
+@pytest.fixture(scope="module")
+def tiny_zoo(tmp_path_factory):
+    """A start model of the zoo after a few steps of training, and a reward model of it."""
+    place = tmp_path_factory.mktemp("zoo")
+    zoo.build_base(place / "base", steps=3, examples=200)
+    rm = str(trained_folder(place / "base", place / "rm", "scalar"))
+    return {"model": str(place / "base"), "reward_model": rm}
+
+
+def test_in_the_zoo_gold_is_measured_and_no_argument_is_needed(
+    tiny_zoo, tmp_path, monkeypatch, capsys
+):
+    """With nothing given, start model and reward model are built, and reused the next time."""
+    built = []
+    monkeypatch.chdir(tmp_path)
+
+    def build(out):
+        built.append(out)
+        Path(out).parent.mkdir()
+        Path(out).symlink_to(tiny_zoo["model"])
+
+    monkeypatch.setattr(zoo, "build_base", build)
+    monkeypatch.setattr(
+        train_policy.train_rm, "main",
+        lambda config: built.append(config.out)
+        or Path(config.out).symlink_to(tiny_zoo["reward_model"]),
+    )  # fmt: skip
+    few = {"steps": 2, "eval_prompts": 4, "ruler_prompts": 4, "max_new_tokens": 6, "batch_size": 8}
+    summary = train_policy.main(train_policy.Config(**few))
+    assert built == ["runs/zoo-base", "runs/rm"]
+    assert "is missing: building" in capsys.readouterr().out
+    keys = {"reward/gold", "reward/gold_low", "reward/gold_high"}
+    assert all(summary[side].keys() >= keys for side in ("before", "after"))
+    row = rows_of(tmp_path / "runs/policy/metrics.jsonl")[0]
+    assert 1 <= row["reward/gold"] <= 10
+    samples = rows_of(tmp_path / "runs/policy/samples.jsonl")
+    for sample_row in samples:
+        for side in ("before", "after"):
+            gold = zoo.gold_rating(sample_row["prompt"], sample_row[side])
+            assert sample_row[f"{side}_gold"] == pytest.approx(gold)
+    train_policy.main(train_policy.Config(out="runs/again", **few))
+    assert len(built) == 2
+
+
+def test_through_the_shell(world, tmp_path):
+    line = f"train_policy.py --model {world['model']} --reward-model {world['scalar']} --steps 1"
+    line += f" --data {world['data'][0]} --eval-data {world['eval_data'][0]} --batch_size=4"
+    line += f" --samples 2 --max-new-tokens 4 --out {tmp_path / 'out'} --beta 0.1"
+    done = subprocess.run(
+        [sys.executable, *line.split()], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "held-out prompts" in done.stdout
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_every_prompt_is_seen_once_an_epoch(world, tmp_path, monkeypatch):
+    seen = []
+
+    def recording(model, ids, *args, **kwargs):
+        seen.append([tuple(i) for i in ids])
+        return sample(model, ids, *args, **kwargs)
+
+    monkeypatch.setattr(train_policy, "sample", recording)
+    run(world, tmp_path / "out", steps=4)
+    assert len({*seen[0], *seen[1]}) == len({*seen[2], *seen[3]}) == 8
+    assert math.prod(map(len, seen)) == 4**4
+
+
+def test_weights_stay_tied(tmp_path, world):
+    base = tiny_folder(tmp_path / "base", "smol", "qwen2")
+    rm = str(trained_folder(base, tmp_path / "rm", "scalar"))
+    run({**world, "model": str(base), "scalar": rm}, tmp_path / "out", steps=1)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert_close(model.lm_head.weight, model.model.embed_tokens.weight, atol=0, rtol=0)

@@ -1,0 +1,373 @@
+"""train_rm.py as a whole: its loss, its loop against a hand-written one, and what it leaves."""
+
+import json
+import math
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import tiny_folder, tiny_pairs, write_rows
+from torch.testing import assert_close
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import train_rm
+from rlhf_min import InputError
+from rlhf_min.reward_model import Scorer
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+ALL = {
+    "soft_labels": 0.5, "label_width": 1.3, "earth_mover": 0.2, "answer_entropy": -0.3,
+    "marginal_entropy": 0.1, "roughness": 0.05,
+}  # fmt: skip
+HEADS = {
+    "scalar": {"head": "scalar", "margin": 0.1, "centring": 0.05},
+    "ratings": {"head": "ratings", **ALL},
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Settings of a run on tiny data: 8 pairs of one batch, 5 held out."""
+    place = tmp_path_factory.mktemp("rm")
+    return {
+        "model": str(tiny_folder(place / "base", "smol")),
+        "data": [write_rows(place / "train.jsonl", tiny_pairs(8))],
+        "eval_data": [write_rows(place / "test.jsonl", tiny_pairs(5, "frog"))],
+        "batch_size": 8, "max_steps": 4, "lr": 1e-3, "eval_every": 3,
+    }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch, request):
+    """The pictures take longer than these runs: only a test that asks for them gets them."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr(train_rm.report, "write_report", lambda out: None)
+
+
+@pytest.fixture
+def pictures():
+    """A test that names this fixture gets the real report."""
+
+
+def run(world: dict, out: Path, **settings) -> tuple[dict, dict]:
+    """main(config) → summary and final weights."""
+    summary = train_rm.main(train_rm.Config(**{**world, "out": str(out), **settings}))
+    model = AutoModelForSequenceClassification.from_pretrained(out)
+    return summary, dict(model.named_parameters())
+
+
+def rows_of(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def close(ours: dict, theirs: dict, atol: float = 1e-6) -> None:
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert_close(ours[name], theirs[name], atol=atol, rtol=1e-5, msg=lambda m, n=name: n + m)
+
+
+# The loss, option by option, against loops.
+
+
+def softmax(z: list[float]) -> list[float]:
+    top = sum(math.exp(x) for x in z)
+    return [math.exp(x) / top for x in z]
+
+
+def loop_loss(c: train_rm.Config, chosen, rejected, good, bad) -> float:
+    """The loss as MATH.md words it, with Python numbers only."""
+    n = len(chosen)
+    if c.head == "scalar":
+        total = 0.0
+        for (w,), (l,), a, b in zip(chosen, rejected, good, bad, strict=True):  # noqa: E741
+            margin = c.margin * max(0.0, a - b) if c.margin else 0.0
+            total += math.log1p(math.exp(-(w - l - margin))) + c.centring * (w + l) ** 2
+        return total / n
+    tau = {"half": 0.5, "strict": 0.0}[c.tie]
+    loss, every = 0.0, [*chosen, *rejected]
+    for w, l in zip(chosen, rejected, strict=True):  # noqa: E741
+        p, q = softmax(w), softmax(l)
+        win = sum(p[i] * q[j] for i, j in product(range(10), repeat=2) if i > j)
+        loss -= math.log(win + tau * sum(p[i] * q[i] for i in range(10))) / n
+    marginal = [0.0] * 10
+    for z, rating in zip(every, [*good, *bad], strict=True):
+        p = softmax(z)
+        if c.soft_labels or c.earth_mover:
+            cdf = [
+                0.5 * (1 + math.erf((k + 0.5 - rating) / (c.label_width * math.sqrt(2))))
+                for k in range(11)
+            ]
+            mass = [cdf[k + 1] - cdf[k] for k in range(10)]
+            label = [m / sum(mass) for m in mass]
+            loss += c.soft_labels * -sum(
+                a * math.log(b) for a, b in zip(label, p, strict=True)
+            ) / (2 * n)  # fmt: skip
+            for k in range(10):
+                loss += c.earth_mover * (sum(p[: k + 1]) - sum(label[: k + 1])) ** 2 / (2 * n)
+        loss += c.answer_entropy * sum(x * math.log(x) for x in p) / (2 * n)
+        for k in range(1, 9):
+            loss += c.roughness * (z[k + 1] - 2 * z[k] + z[k - 1]) ** 2 / (2 * n)
+        marginal = [m + x / (2 * n) for m, x in zip(marginal, p, strict=True)]
+    return loss + c.marginal_entropy * sum(m * math.log(m) for m in marginal)
+
+
+OPTIONS = [
+    {"head": "scalar", "centring": 0.0},
+    {"head": "scalar"},
+    {"head": "scalar", "margin": 0.3},
+    {"head": "ratings"},
+    {"head": "ratings", "tie": "strict"},
+    *({"head": "ratings", name: value} for name, value in ALL.items()),
+    {"head": "ratings", **ALL},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: " ".join(map(str, o.values())))
+def test_every_option_of_the_loss_equals_a_loop(options):
+    config = train_rm.Config(**options)
+    torch.manual_seed(0)
+    labels = 1 if config.head == "scalar" else 10
+    chosen, rejected = torch.randn(2, 3, labels, dtype=torch.float64)
+    good, bad = torch.tensor([[9.0, 4.0, 2.5], [1.0, 6.0, 2.0]], dtype=torch.float64)
+    ours = train_rm.loss_of(config, chosen, rejected, good, bad).item()
+    expected = loop_loss(config, *(x.tolist() for x in (chosen, rejected, good, bad)))
+    assert ours == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("head", ["scalar", "ratings"])
+def test_pairs_without_ratings_have_a_finite_loss_and_gradient(head):
+    outputs = torch.randn(2, 3, 1 if head == "scalar" else 10, requires_grad=True)
+    unknown = torch.full((3,), float("nan"))
+    train_rm.loss_of(train_rm.Config(head=head), *outputs, unknown, unknown).backward()
+    assert outputs.grad.isfinite().all()
+
+
+# The loop.
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_run_equals_a_hand_written_loop(world, tmp_path, head):
+    """Plain rows, transformers' own pooling, torch's AdamW: the same weights in the end."""
+    settings = {**HEADS[head], "weight_decay": 0.1, "max_grad_norm": 0.5, "warm_up": 0.5}
+    summary, ours = run(world, tmp_path / "rm", **settings)
+    config = train_rm.Config(**{**world, **settings})
+    tokenizer = AutoTokenizer.from_pretrained(world["model"])
+    model = AutoModelForSequenceClassification.from_pretrained(
+        world["model"], num_labels=1 if head == "scalar" else 10
+    )
+    torch.nn.init.zeros_(model.score.weight)
+    adam = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
+    losses = []
+    for step in range(4):
+        outputs = []
+        for side, row in product(("chosen", "rejected"), tiny_pairs(8)):
+            turns = [("user", row["prompt"]), ("assistant", row[side])]
+            text = tokenizer.apply_chat_template(
+                [{"role": r, "content": c} for r, c in turns], tokenize=False
+            )
+            ids = tokenizer(text.rstrip("\n"), add_special_tokens=False).input_ids
+            assert ids[-1] == tokenizer.eos_token_id
+            hidden = model.model(torch.tensor([ids])).last_hidden_state[0, -1]
+            outputs.append(model.score(hidden))
+        chosen, rejected = torch.stack(outputs).view(2, 8, -1)
+        ratings = [
+            torch.tensor([r[f"{s}_rating"] for r in tiny_pairs(8)]) for s in ("chosen", "rejected")
+        ]
+        loss = train_rm.loss_of(config, chosen, rejected, *ratings)
+        losses.append(loss.item())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        # 4 steps, of which half warm up: 1/2, 1, then linearly down to 0 after the last.
+        adam.param_groups[0]["lr"] = 1e-3 * [0.5, 1.0, 1.0, 0.5][step]
+        adam.step()
+        adam.zero_grad()
+    close(ours, dict(model.named_parameters()), atol=2e-5)
+    logged = [row["loss/train"] for row in rows_of(tmp_path / "rm" / "metrics.jsonl")]
+    assert logged == pytest.approx(losses, abs=1e-4)
+    assert summary["head"] == head
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_trap_9_micro_batches_of_1_2_and_8_give_the_same_weights(world, tmp_path, head):
+    """Not for the marginal entropy: that is a property of the pairs seen at once."""
+    options = {**HEADS[head], "lr": 1e-4}
+    if head == "ratings":
+        options["marginal_entropy"] = 0.0
+    sizes = (1, 2, 3, 8)
+    runs = [run(world, tmp_path / str(n), micro_batch=n, **options)[1] for n in sizes]
+    for other in runs[1:]:
+        close(other, runs[0])
+    # Adam and clipping hide a constant factor in the gradient: its norm does not.
+    norms = [
+        [row["grad/norm"] for row in rows_of(tmp_path / str(n) / "metrics.jsonl")] for n in sizes
+    ]
+    for other in norms[1:]:
+        assert other == pytest.approx(norms[0], rel=1e-4)
+
+
+def test_gradient_checkpointing_gives_the_same_weights(world, tmp_path):
+    options = {**HEADS["ratings"], "lr": 1e-4}
+    one = run(world, tmp_path / "a", **options)[1]
+    two = run(world, tmp_path / "b", gradient_checkpointing=True, **options)[1]
+    close(two, one)
+
+
+def test_a_seed_gives_the_same_run_and_another_seed_another(world, tmp_path):
+    some = {"batch_size": 3, "lr": 1e-2, "seed": 1}
+    first, again = (run(world, tmp_path / name, **some)[1] for name in "ab")
+    close(first, again, atol=0)
+    other = run(world, tmp_path / "c", **{**some, "seed": 2})[1]
+    assert any((other[n] - first[n]).abs().max() > 1e-4 for n in first)
+
+
+def test_training_learns_what_the_pairs_say(world, tmp_path):
+    summary, _ = run(world, tmp_path / "rm", max_steps=40, lr=1e-2, eval_every=40)
+    assert summary["accuracy"] == 1.0 and summary["loss"] < 0.4
+    metrics = rows_of(tmp_path / "rm" / "metrics.jsonl")
+    assert metrics[0]["loss/train"] == pytest.approx(math.log(2))
+    assert metrics[-1]["loss/train"] < 0.4
+    assert metrics[0]["accuracy/train"] == 0.5
+
+
+def test_bfloat16_runs_and_its_folder_loads(world, tmp_path):
+    run(world, tmp_path / "rm", dtype="bfloat16", max_steps=2)
+    scorer = Scorer(str(tmp_path / "rm"))
+    assert all(map(math.isfinite, scorer.rewards(["a"], ["b"])))
+
+
+def test_steps_follow_from_epochs_when_no_number_is_given(world, tmp_path):
+    few = {"max_steps": -1, "batch_size": 3}
+    assert run(world, tmp_path / "a", epochs=2.0, **few)[0]["steps"] == 6  # 8 pairs: 3 + 3 + 2
+    assert run(world, tmp_path / "b", epochs=0.5, **few)[0]["steps"] == 2
+
+
+# What a run leaves.
+
+SUMMARY = {
+    "accuracy", "accuracy_low", "accuracy_high", "longer_wins", "calibration_error", "loss",
+    "chance_loss", "pairs/train", "pairs/held_out", "dropped", "head",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_folder_holds_what_the_contract_says(world, tmp_path, head, pictures):
+    out = tmp_path / "deep" / "rm"
+    summary, _ = run(world, out, **HEADS[head])
+    model, info = AutoModelForSequenceClassification.from_pretrained(out, output_loading_info=True)
+    assert not any(info.values()) and model.config.num_labels == (1 if head == "scalar" else 10)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert tokenizer.chat_template and tokenizer.pad_token_id != tokenizer.eos_token_id
+    saved = json.loads((out / "summary.json").read_text())
+    assert saved.keys() >= SUMMARY and saved.items() >= summary.items()
+    assert saved["pairs/train"] == 8 and saved["pairs/held_out"] == 5
+    record = json.loads((out / "run.json").read_text())
+    assert record["script"] == "train_rm.py" and record["config"]["data"] == world["data"]
+    assert record.keys() >= {"versions", "commit", "data", "device", "started"}
+    assert record["data"]["fingerprint"] and record["config"]["seed"] == 0
+    metrics = rows_of(out / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == [1, 2, 3, 4]
+    always = {"loss/train", "accuracy/train", "learning_rate", "grad/norm"}
+    sometimes = {"loss/held_out", "accuracy/held_out"}
+    sometimes |= {"accuracy/held_out_low", "accuracy/held_out_high"}
+    for row in metrics:
+        assert row.keys() >= always
+        assert (row.keys() >= sometimes) == (row["step"] in (3, 4))
+    assert metrics[-1]["accuracy/held_out"] == summary["accuracy"]
+    scores = rows_of(out / "held_out_scores.jsonl")
+    assert [row["prompt"] for row in scores] == [row["prompt"] for row in tiny_pairs(5, "frog")]
+    scorer = Scorer(str(out))
+    for row in scores:
+        again = scorer.rewards([row["prompt"]] * 2, [row["chosen"], row["rejected"]])
+        given = [row["chosen_reward"], row["rejected_reward"]]
+        assert given == pytest.approx(again, abs=1e-4)
+        assert 0 <= row["p_win"] <= 1 and row["chosen_tokens"] > 1
+        if head == "ratings":
+            assert sum(row["chosen_ratings"]) == pytest.approx(1, abs=1e-5)
+            mean = sum((k + 1) * p for k, p in enumerate(row["rejected_ratings"]))
+            assert mean == pytest.approx(row["rejected_reward"], abs=1e-4)
+    assert (out / "report.html").stat().st_size > 1000 and list(out.glob("*.png"))
+    assert not (out / "checkpoint.pt").exists() and not list(out.glob(".saving*"))
+
+
+def test_trap_15_held_out_prompts_are_never_trained_on(world, tmp_path):
+    rows = tiny_pairs(8) + tiny_pairs(2, "frog")
+    data = write_rows(tmp_path / "mixed.jsonl", rows)
+    summary, _ = run(world, tmp_path / "rm", data=[data], max_steps=1)
+    assert summary["pairs/train"] == 8
+    assert summary["dropped"]["prompt is held out"] == 2
+    twice = [row | {"chosen": row["chosen"] + "."} for row in rows] + rows
+    data = write_rows(tmp_path / "twice.jsonl", twice)
+    split = {"data": [data], "eval_data": [], "max_steps": 1, "eval_fraction": 0.4}
+    summary, _ = run(world, tmp_path / "split", **split)
+    held_out = {row["prompt"] for row in rows_of(tmp_path / "split" / "held_out_scores.jsonl")}
+    assert summary["pairs/held_out"] == 2 * len(held_out)
+    assert summary["pairs/train"] == 20 - 2 * len(held_out)
+
+
+def test_trap_14_identical_pairs_and_cut_prompts_are_counted(world, tmp_path):
+    rows = tiny_pairs(8)
+    rows[0] |= {"rejected": rows[0]["chosen"]}
+    rows[1] |= {"prompt": "what does the bear like? " * 40}
+    rows[2] |= {"chosen": "honey " * 100}
+    data = write_rows(tmp_path / "data.jsonl", rows)
+    summary, _ = run(world, tmp_path / "rm", data=[data], max_steps=1)
+    assert summary["dropped"]["identical"] == 1
+    assert summary["dropped"]["prompt cut from the left (kept)"] == 1
+    assert summary["dropped"]["answer longer than --max-length"] == 1
+    assert summary["pairs/train"] == 6
+
+
+def test_a_reward_model_can_be_trained_on_from_its_folder(world, tmp_path):
+    run(world, tmp_path / "one", max_steps=3)
+    _, before = run(world, tmp_path / "two", model=str(tmp_path / "one"), max_steps=1, lr=1e-9)
+    first = dict(
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / "one").named_parameters()
+    )
+    close(before, first, atol=1e-7)
+
+
+@pytest.mark.parametrize("data", ["ultrafeedback", "hh_helpful"])
+def test_real_pairs_go_through(tmp_path, data):
+    """Real lengths, Unicode, messages and ratings; the model is made for them on the spot."""
+    if not (SHARED / "data" / data).is_dir():
+        pytest.skip(f"{data} is not here: ../shared/data holds real preferences")
+    from rlhf_min.rows import read_rows
+
+    spec = str(SHARED / "data" / data / "test.jsonl.gz")
+    rows = read_rows(spec)[:24]
+    world = {
+        "model": str(tiny_folder(tmp_path / "base", "one-special", max_position_embeddings=2048)),
+        "data": [write_rows(tmp_path / "some.jsonl", rows)], "max_steps": 2, "batch_size": 4,
+        "max_length": 2048, "eval_limit": 4, "head": "ratings",
+        "soft_labels": 0.5 if "chosen_rating" in rows[0] or "score_chosen" in rows[0] else 0.0,
+    }  # fmt: skip
+    summary, _ = run(world, tmp_path / "rm")
+    assert math.isfinite(summary["loss"]) and summary["pairs/train"] > 8
+
+
+def test_through_the_shell(world, tmp_path):
+    out = tmp_path / "rm"
+    line = f"train_rm.py --model {world['model']} --data {world['data'][0]} --max-steps 1"
+    line += f" --eval-data {world['eval_data'][0]} --out {out} --head ratings"
+    done = subprocess.run(
+        [sys.executable, *line.split()], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "held-out accuracy" in done.stdout and (out / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", ["margin", "soft_labels", "earth_mover"])
+def test_ratings_are_needed_where_they_are_used(world, tmp_path, name):
+    rows = [{k: v for k, v in row.items() if "rating" not in k} for row in tiny_pairs(8)]
+    data = [write_rows(tmp_path / "data.jsonl", rows)]
+    head = "scalar" if name == "margin" else "ratings"
+    with pytest.raises(InputError, match="chosen_rating"):
+        run(world, tmp_path / "rm", data=data, head=head, **{name: 0.5})
+    with pytest.raises(InputError, match="--head"):
+        wrong = "ratings" if name == "margin" else "scalar"
+        run(world, tmp_path / "rm", head=wrong, **{name: 0.5})
+    assert not (tmp_path / "rm").exists()
