@@ -12,6 +12,7 @@ import dataclasses
 import tempfile
 from unittest import mock
 
+import timing  # noqa: F401 (finds the scripts)
 import torch
 
 import train_policy

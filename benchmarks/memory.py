@@ -1,0 +1,56 @@
+"""Peak memory of the log-prob step, forward and backward, beside the form that keeps all logits.
+
+    python benchmarks/memory.py MODEL --answer-tokens 64
+
+Runs 1×, 2×, 4×, 8× the answer tokens, each in a process of its own, both ways.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+
+import timing
+import torch
+
+from rlhf_min.loading import choose_dtype, choose_layout, load_causal_lm
+from rlhf_min.log_probs import answer_log_probs
+from rlhf_min.prompt_tree import build_tree
+
+
+def naive(model, ids: torch.Tensor, prompt: int) -> torch.Tensor:
+    """All logits, log-softmax, gather."""
+    log_probs = model(ids, use_cache=False).logits[:, prompt - 1 : -1].float().log_softmax(-1)
+    return log_probs.gather(-1, ids[:, prompt:, None])[..., 0].sum(-1)
+
+
+def main() -> None:
+    args = timing.arguments(__doc__, answer_tokens=64, prompt_tokens=64, rows=4, way="all")
+    if args.way == "all":
+        curve = {}
+        for way in ("ours", "naive"):
+            for factor in (1, 2, 4, 8):
+                tokens = str(factor * args.answer_tokens)
+                flags = ["--way", way, "--dtype", args.dtype, "--answer-tokens", tokens]
+                command = [sys.executable, __file__, args.model, *flags]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                curve.setdefault(way, []).append(json.loads(done.stdout)["step_gb"])
+        print(json.dumps({**vars(args), "factors": [1, 2, 4, 8], "step_gb": curve}))
+        return
+    model = load_causal_lm(args.model, choose_dtype(args.dtype))
+    ids = torch.randint(3, 250, (args.rows, args.prompt_tokens + args.answer_tokens))
+    layout = choose_layout(model)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if args.way == "naive":
+        naive(model, ids.to(model.device), args.prompt_tokens).sum().backward()
+    else:
+        rows = ids.tolist()
+        prompts = [row[: args.prompt_tokens] for row in rows]
+        branches = [[row[args.prompt_tokens :]] for row in rows]
+        answer_log_probs(model, build_tree(prompts, branches, layout)).sum().backward()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"step_gb": round((peak - before) / 1e6, 2)}))
+
+
+if __name__ == "__main__":
+    main()

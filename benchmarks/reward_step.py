@@ -1,0 +1,65 @@
+"""Time reward-model steps: on pairs of fixed length, or on the first pairs of a file.
+
+python benchmarks/reward_step.py MODEL --pairs 4 --prompt-tokens 128 --answer-tokens 64
+python benchmarks/reward_step.py MODEL --data pairs.jsonl.gz --rows 128 --max-length 1024
+"""
+
+import random
+
+import timing
+
+from rlhf_min import data
+from rlhf_min.evaluation import EncodedPair, encode_pairs
+from rlhf_min.loading import choose_dtype, choose_layout, load_tokenizer
+from rlhf_min.optimiser import MasterAdamW
+from rlhf_min.preference_losses import bradley_terry
+from rlhf_min.prompt_tree import build_tree, length_batches
+from rlhf_min.reward_model import branch_outputs, load_reward_model
+
+
+def fixed_pairs(args, tokenizer) -> list[EncodedPair]:
+    """Pairs of random letters, all of the same length."""
+    rng = random.Random(0)
+    draw = lambda count: [rng.randrange(3, 250) for _ in range(count)]  # noqa: E731
+    answer = lambda: [*draw(args.answer_tokens - 1), tokenizer.eos_token_id]  # noqa: E731
+    return [
+        EncodedPair(draw(args.prompt_tokens), [answer(), answer()], (0.0, 0.0), None)
+        for _ in range(args.pairs * args.steps)
+    ]
+
+
+def main() -> None:
+    args = timing.arguments(
+        __doc__, pairs=4, prompt_tokens=128, answer_tokens=64, data="", rows=128, max_length=1024,
+        micro_batch=16, micro_tokens=2048,
+    )  # fmt: skip
+    tokenizer = load_tokenizer(args.model)
+    model = load_reward_model(args.model + "-rm", choose_dtype(args.dtype))
+    layout, optimiser = choose_layout(model), MasterAdamW(model)
+    if args.data:
+        some = data.read_pairs([args.data])[0][: args.rows]
+        pairs, dropped = encode_pairs(tokenizer, some, args.max_length, "--data")
+        args.steps = -(-len(pairs) // args.pairs)
+    else:
+        pairs, dropped = fixed_pairs(args, tokenizer), {}
+
+    def step(number: int) -> None:
+        batch = pairs[number * args.pairs : (number + 1) * args.pairs]
+        lengths = [pair.length for pair in batch]
+        for rows in length_batches(lengths, args.micro_batch, args.micro_tokens):
+            tree = build_tree(
+                [batch[i].prompt for i in rows], [batch[i].answers for i in rows], layout
+            )
+            chosen, rejected = branch_outputs(model, tree).view(len(rows), 2).unbind(1)
+            (bradley_terry(chosen, rejected) * len(rows) / len(batch)).backward()
+        optimiser.step(1e-5, 1.0)
+
+    seconds = timing.timed(step, args.steps)
+    tokens = sum(pair.length for pair in pairs)
+    timing.report(
+        args, seconds, total_seconds=round(sum(seconds), 2), tokens=tokens, dropped=dropped
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""What the benchmarks share: the flags of the TRL scripts they are compared with, a JSON line."""
+
+import argparse
+import json
+import random
+import resource
+import statistics
+import string
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the scripts live in the root
+
+
+def arguments(about: str, **defaults: int) -> argparse.Namespace:
+    """Parse `model`, --dtype, --threads, --steps and one flag for each of the defaults."""
+    parser = argparse.ArgumentParser(description=about.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("model")
+    for name, value in ({"steps": 6} | defaults).items():
+        parser.add_argument("--" + name.replace("_", "-"), type=type(value), default=value)
+    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="bfloat16")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    return args
+
+
+def random_texts(count: int, letters: int) -> list[str]:
+    """Texts that a byte-level tokenizer turns into `letters` tokens each."""
+    rng = random.Random(0)
+    return ["".join(rng.choices(string.ascii_lowercase, k=letters)) for _ in range(count)]
+
+
+def timed(step, count: int) -> list[float]:
+    """Seconds of each of `count` calls of step(number)."""
+    seconds = []
+    for number in range(count):
+        begin = time.perf_counter()
+        step(number)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - begin)
+    return seconds
+
+
+def report(args: argparse.Namespace, seconds: list[float], **more) -> None:
+    """One JSON line: settings, seconds, the median without the first two, peak memory in GB."""
+    steady = seconds[2:] or seconds
+    numbers = {
+        "seconds": [round(s, 3) for s in seconds],
+        "median_seconds": round(statistics.median(steady), 3),
+        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
+    }
+    if torch.cuda.is_available():
+        numbers["gpu_peak_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+    print(json.dumps({**vars(args), **numbers, **more}))
