@@ -1,0 +1,70 @@
+"""The rounds of recipes/loop.sh in one table and one picture.
+
+python recipes/loop_table.py runs/loop        # prints the table, writes runs/loop/loop.png
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from rlhf_min.run_folder import read_json
+
+
+def rounds(folder: Path) -> list[dict]:
+    """One row per policy: its held-out numbers, its comparisons, and the win rates of its judge."""
+    rows = []
+    for number in range(len(list(folder.glob("policy-*")))):
+        summary = read_json(folder / f"policy-{number}" / "summary.json")
+        if not summary:
+            break
+        judged = read_json(folder / f"judge-{number + 1}" / "summary.json")
+        start = read_json(folder / f"against-start-{number}" / "summary.json")
+        rows.append({"round": number, **summary["after"], "before": summary["before"]})
+        rows[-1] |= {"against_last": judged.get("win_rate"), "against_start": start.get("win_rate")}
+        rows[-1]["comparisons"] = read_json(folder / f"judge-{number}" / "summary.json").get(
+            "pairs", 0
+        )
+    return rows
+
+
+def share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.0f} %"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    rows = rounds(folder)
+    if not rows:
+        raise SystemExit(f"error: {folder} holds no finished policy-0: run recipes/loop.sh first")
+    print("| round | comparisons | gold [95 %] | KL | wins against the last | against the start |")
+    print("|---|---|---|---|---|---|")
+    first = rows[0]["before"]
+    print(f"| start | – | {first['reward/gold']:.2f} | 0 | – | – |")
+    for row in rows:
+        low, high = row["reward/gold_low"], row["reward/gold_high"]
+        gold = f"{row['reward/gold']:.2f} [{low:.2f}, {high:.2f}]"
+        print(
+            f"| {row['round']} | {row['comparisons']} | {gold} | {row['kl/mean']:.1f} "
+            f"| {share(row['against_last'])} | {share(row['against_start'])} |"
+        )
+    figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    steps = list(range(-1, len(rows)))
+    golds = [first["reward/gold"], *(row["reward/gold"] for row in rows)]
+    lows = [first["reward/gold_low"], *(row["reward/gold_low"] for row in rows)]
+    highs = [first["reward/gold_high"], *(row["reward/gold_high"] for row in rows)]
+    axes.fill_between(steps, lows, highs, alpha=0.2, color="#D55E00", lw=0)
+    axes.plot(steps, golds, "o-", color="#D55E00")
+    axes.set(xlabel="round of judging and retraining", ylabel="gold rating (1 to 10)")
+    axes.set_xticks(steps, ["start", *(str(row["round"]) for row in rows)])
+    axes.set_title("Held-out gold, round by round (band: 95 % bootstrap)")
+    figure.savefig(folder / "loop.png", dpi=120)
+
+
+if __name__ == "__main__":
+    main()

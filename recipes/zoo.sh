@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# The story in four runs: trained, hacked (no KL), and the same from a ratings head.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python} out=${OUT:-runs}
+"$python" train_policy.py --out "$out/policy"
+"$python" train_policy.py --kl 0 --steps 150 --eval-every 15 --out "$out/hacked"
+"$python" train_rm.py --head ratings --out "$out/rm-ratings"
+"$python" train_policy.py --reward-model "$out/rm-ratings" --out "$out/policy-ratings"
+"$python" -m rlhf_min.report "$out/policy" "$out/hacked" "$out/policy-ratings" --out "$out/comparison.html"

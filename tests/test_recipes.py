@@ -1,0 +1,55 @@
+"""The recipes as a user runs them, on local stand-ins with short settings."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_models import tiny_folder
+
+ROOT = Path(__file__).parents[1]
+
+
+def shell(recipe: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run a recipe with this interpreter."""
+    settings = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **environment}
+    command = ["bash", f"recipes/{recipe}", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done
+
+
+def helpsteer_rows(file: Path) -> Path:
+    """Rows in the form of esfrankel17/HelpSteer2_binarized: messages, ratings from 0 to 4."""
+    rows = []
+    for number in range(30):
+        prompt = f"Question {number}: which way is up?"
+        turns = {
+            side: [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
+            for side, text in (("chosen", f"Up is that way, {number}."), ("rejected", "No."))
+        }
+        rows.append({"prompt": prompt, **turns, "chosen_rating": 3.4, "rejected_rating": 0.8})
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.mark.parametrize("recipe", ["smollm2_scalar.sh", "smollm2_ratings.sh"])
+def test_the_reference_set_up_runs_on_a_stand_in_with_a_system_turn_and_pad_equal_end(
+    recipe, tmp_path
+):
+    short = "--batch-size 8 --samples 2 --steps 2 --max-new-tokens 8 --eval-prompts 4"
+    shell(
+        recipe,
+        MODEL=str(tiny_folder(tmp_path / "model", "smol")),
+        DATA=str(helpsteer_rows(tmp_path / "pairs.jsonl")),
+        OUT=str(tmp_path / "runs"),
+        EXTRA_RM="--batch-size 4 --max-steps 3",
+        EXTRA_POLICY=f"{short} --ruler-prompts 8",
+        EXTRA_JUDGE="--limit 4 --max-new-tokens 8",
+    )
+    summary = json.loads((tmp_path / "runs/policy/summary.json").read_text())
+    assert set(summary["before"]) == set(summary["after"])
+    accuracy = json.loads((tmp_path / "runs/rm/summary.json").read_text())["accuracy"]
+    assert 0 <= accuracy <= 1
