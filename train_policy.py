@@ -29,9 +29,9 @@ from rlhf_min.command_line import option
 from rlhf_min.evaluation import gold_ratings, rollout_metrics, show, side_by_side
 from rlhf_min.log_probs import answer_log_probs
 from rlhf_min.optimiser import MasterAdamW, warm_up
-from rlhf_min.policy_setup import set_up
+from rlhf_min.policy_setup import load_prompts, set_up
 from rlhf_min.prompt_tree import build_tree, length_batches
-from rlhf_min.run_log import Clock, RunLog, check_folder
+from rlhf_min.run_log import Clock, RunLog, check_folder, check_unfinished
 from rlhf_min.sampling import sample
 from rlhf_min.scoring import alignment_gap, check_alignment, ruler_of
 
@@ -62,7 +62,7 @@ class Config:
     batch_size: int = option(64, "answers per step")
     steps: int = option(100, "rollouts")
     updates: int = option(1, "updates per rollout (ppo-clip)")
-    kl: float = option(0.25, "weight of KL to the reference: reward units per nat", "--beta")
+    kl: float = option(0.2, "weight of KL to the reference: reward units per nat", "--beta")
     lr: float = option(5e-4, "learning rate", "--learning-rate")
     warm_up: int = option(5, "steps with a rising learning rate")
     max_grad_norm: float = option(1.0, "gradients with a larger norm are scaled down to it")
@@ -103,19 +103,34 @@ def check(config: Config) -> None:
         raise InputError("--baseline leave-one-out needs --samples 2 or more, got 1")
     if config.objective == "reinforce" and config.updates != 1:
         raise InputError("--updates above 1 needs --objective ppo-clip: REINFORCE is on-policy")
+    if config.lr <= 0 or config.kl < 0 or config.entropic_b <= 0:
+        raise InputError("--lr and --entropic-b must be above 0, --kl at least 0")
+    if not 0 <= config.ema_decay < 1 or config.save_every < 1:
+        raise InputError("--ema-decay must be in [0, 1), --save-every at least 1")
+    if config.eval_prompts < 1 or config.ruler_prompts < 2:
+        raise InputError("--eval-prompts must be at least 1, --ruler-prompts at least 2")
     if config.temperature <= 0 or config.max_new_tokens < 1 or config.updates < 1:
         raise InputError("--temperature must be above 0, --max-new-tokens and --updates at least 1")
     check_folder(config.out, config, config.resume, config.overwrite)
+    check_unfinished(config.out, config.resume)
 
 
 def build_missing(config: Config) -> None:
     """With the default places, build what is not there yet, and say so."""
-    if not Path(config.model).exists() and config.model == Config.model:
+    no_model = config.model == Config.model and not Path(config.model).exists()
+    reward_model = config.reward_model
+    no_reward = reward_model == Config.reward_model and not Path(reward_model).exists()
+    if no_reward and (config.reading == "entropic" or config.weight != "none"):
+        raise InputError(
+            "--reading entropic and --weight need a ratings head: train one with "
+            "`python train_rm.py --head ratings --out DIR` and give it as --reward-model DIR"
+        )
+    if no_model:
         print(f"{config.model} is missing: building the zoo's start model first")
         zoo.build_base(config.model)
-    if not Path(config.reward_model).exists() and config.reward_model == Config.reward_model:
-        print(f"{config.reward_model} is missing: training a reward model on the zoo first")
-        train_rm.main(train_rm.Config(model=config.model, out=config.reward_model))
+    if no_reward:
+        print(f"{reward_model} is missing: training a reward model on the zoo first")
+        train_rm.main(train_rm.Config(model=config.model, out=reward_model))
 
 
 def update(setup, optimiser, baseline, rollout, rewards, weights, config, rate, guard, clock):
@@ -175,8 +190,9 @@ def update(setup, optimiser, baseline, rollout, rewards, weights, config, rate, 
 def main(config: Config) -> dict:
     """Train, evaluate before and after, save; returns the summary."""
     check(config)
+    prompts, held_out = load_prompts(config)
     build_missing(config)
-    setup = set_up(config)
+    setup = set_up(config, prompts, held_out)
     policy, scorer, bench = setup.policy, setup.scorer, setup.bench
     torch.manual_seed(config.seed)
     generator = torch.Generator(policy.device).manual_seed(config.seed)
@@ -237,13 +253,14 @@ def main(config: Config) -> dict:
             log.log(step + 1, row)
             shown = {"reward": "reward/mean", "gold": "reward/gold", "kl": "kl/mean"}
             bar.set_postfix({k: f"{row[key]:.2f}" for k, key in shown.items() if key in row})
-            if stop() or (step + 1) % config.save_every == 0:
+            stopping = stop()
+            if stopping or (step + 1) % config.save_every == 0:
                 save_checkpoint(config.out, {
                     **kept, "step": step + 1, "policy": policy.state_dict(),
                     "optimiser": optimiser.state_dict(), "generator": generator.get_state(),
                     "baseline": asdict(baseline),
                 })  # fmt: skip
-            if stop():
+            if stopping:
                 raise KeyboardInterrupt
 
     save_model(policy, setup.tokenizer, config.out)

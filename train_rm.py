@@ -47,8 +47,8 @@ from rlhf_min.ratings import (
     soft_labels,
     squared_earth_mover,
 )
-from rlhf_min.reward_model import branch_outputs, new_reward_model, separate_pad, win_probability
-from rlhf_min.run_log import RunLog, check_folder
+from rlhf_min.reward_model import branch_outputs, new_reward_model, separate_pad, wins
+from rlhf_min.run_log import RunLog, check_folder, check_unfinished
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,9 @@ class Config:
     label_width: float = option(1.0, "standard deviation of a soft label, in ratings")
     earth_mover: float = option(0.0, "ratings head: weight of the squared earth mover's distance")
     answer_entropy: float = option(0.0, "ratings head: > 0 rewards wide distributions, < 0 narrow")
-    marginal_entropy: float = option(0.0, "ratings head: > 0 rewards use of the whole scale")
+    marginal_entropy: float = option(
+        0.0, "ratings head: > 0 rewards use of the whole scale (by micro-batch)"
+    )
     roughness: float = option(0.0, "ratings head: weight of squared second differences of logits")
     limit: int = option(0, "pairs drawn from each SPEC of --data, at most (0: all)")
     eval_fraction: float = option(0.1, "share of prompts held out where the data has no own split")
@@ -118,6 +120,10 @@ def check(config: Config) -> None:
         raise InputError("--batch-size and --micro-batch must be at least 1 pair")
     if config.max_steps == 0 or config.max_steps < -1 or config.epochs <= 0:
         raise InputError("--max-steps and --epochs must be above 0 (or --max-steps -1)")
+    if config.lr <= 0 or config.label_width <= 0 or config.eval_limit < 1:
+        raise InputError("--lr and --label-width must be above 0, --eval-limit at least 1")
+    if config.eval_every < 1 or config.save_every < 1 or config.max_length < 2:
+        raise InputError("--eval-every and --save-every must be at least 1, --max-length 2")
     if len(config.rating_range) != 2:
         raise InputError("--rating-range needs two numbers, lowest and highest, such as 1 10")
     needs = {"margin": "scalar", "soft_labels": "ratings", "earth_mover": "ratings"}
@@ -126,6 +132,7 @@ def check(config: Config) -> None:
             flag = "--" + name.replace("_", "-")
             raise InputError(f"{flag} needs --head {head}, but --head is {config.head}")
     check_folder(config.out, config, config.resume, config.overwrite)
+    check_unfinished(config.out, config.resume)
 
 
 def load_pairs(config: Config) -> tuple[list, list, dict]:
@@ -164,10 +171,10 @@ def load_pairs(config: Config) -> tuple[list, list, dict]:
 def main(config: Config) -> dict:
     """Train, evaluate, save; returns the summary."""
     check(config)
+    train, held_out, dropped = load_pairs(config)
     if config.model == Config.model and not Path(config.model).exists():
         print(f"{config.model} is missing: building the zoo's start model first")
         zoo.build_base(config.model)
-    train, held_out, dropped = load_pairs(config)
     tokenizer = load_tokenizer(config.model)
     model = new_reward_model(config.model, config.head, choose_dtype(config.dtype))
     separate_pad(model, tokenizer)
@@ -206,7 +213,7 @@ def main(config: Config) -> dict:
             begin = time.perf_counter()
             at = batch_indices(len(train), config.batch_size, step, config.seed, partial=True)
             batch = [train[i] for i in at]
-            total, wins = 0.0, 0.0
+            total, won = 0.0, 0.0
             for rows in length_batches([pair.length for pair in batch], config.micro_batch, 2**15):
                 pairs = [batch[i] for i in rows]
                 tree = build_tree([p.prompt for p in pairs], [p.answers for p in pairs], layout)
@@ -215,11 +222,10 @@ def main(config: Config) -> dict:
                 loss = loss_of(config, chosen, rejected, *ratings)
                 (loss * len(pairs) / len(batch)).backward()
                 total += loss.item() * len(pairs) / len(batch)
-                p_win = win_probability(chosen, rejected).detach()
-                wins += ((p_win > 0.5).float() + (p_win == 0.5).float() / 2).sum().item()
+                won += wins(chosen.detach(), rejected.detach()).sum().item()
             rate = config.lr * warm_up_and_down(step, round(config.warm_up * steps), steps)
             norm = optimiser.step(rate, config.max_grad_norm)
-            row = {"loss/train": total, "accuracy/train": wins / len(batch), "learning_rate": rate}
+            row = {"loss/train": total, "accuracy/train": won / len(batch), "learning_rate": rate}
             row |= {"grad/norm": norm, "time/step": time.perf_counter() - begin}
             if (step + 1) % config.eval_every == 0 or step + 1 == steps:
                 found, outputs = evaluate_reward_model(model, layout, held_out, config.tie)
@@ -227,11 +233,14 @@ def main(config: Config) -> dict:
                 row |= {f"accuracy/held_out_{k}": found[f"accuracy_{k}"] for k in ("low", "high")}
             log.log(step + 1, row)
             bar.set_postfix(loss=f"{total:.3f}", accuracy=f"{row['accuracy/train']:.2f}")
-            if stop() or (step + 1) % config.save_every == 0:
+            stopping = stop()
+            if stopping or (step + 1) % config.save_every == 0:
                 save(step + 1)
-            if stop():
+            if stopping:
                 raise KeyboardInterrupt
 
+    if first == steps:  # interrupted at the very last step
+        found, outputs = evaluate_reward_model(model, layout, held_out, config.tie)
     save_model(model, tokenizer, config.out)
     summary = {"head": config.head, **found, **about, "steps": steps}
     summary["dropped/held_out"] = held_out_too_long

@@ -47,6 +47,8 @@ def run(
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         message, code = f"error: {reason}: check the path, its rights and the disk", 2
+    except FloatingPointError as error:
+        message, code = f"error: {error}: lower --lr", 2
     except ValueError as error:
         if not isinstance(error, InputError) and not _ours(error, main):
             raise  # a library's: more likely our mistake than the user's, so with its traceback

@@ -15,7 +15,7 @@ from rlhf_min.log_probs import answer_log_probs
 from rlhf_min.preference_losses import bradley_terry, ratings_win_loss
 from rlhf_min.prompt_tree import Layout, build_tree, length_batches
 from rlhf_min.ratings import chance_loss
-from rlhf_min.reward_model import branch_outputs, read_reward, win_probability
+from rlhf_min.reward_model import branch_outputs, read_reward, win_probability, wins
 from rlhf_min.sampling import Rollout, sample
 from rlhf_min.scoring import RolloutScorer
 from rlhf_min.statistics import (
@@ -81,17 +81,17 @@ def evaluate_reward_model(model, layout: Layout, pairs: list[EncodedPair], tie: 
         outputs[rows] = branch_outputs(model, tree).view(len(rows), 2, -1).cpu()
     chosen, rejected = outputs.unbind(1)
     p_win = win_probability(chosen, rejected).double()
-    wins = ((p_win > 0.5).double() + (p_win == 0.5).double() / 2).sum().item()
+    won = wins(chosen, rejected).sum().item()
     longer = [_compare(len(p.pair.chosen), len(p.pair.rejected)) for p in pairs]
     tau = 0.5 if tie == "half" else 0.0
     if outputs.shape[-1] == 1:
         loss, chance = bradley_terry(chosen[:, 0], rejected[:, 0]), chance_loss(10, 0.5)
     else:
         loss, chance = ratings_win_loss(chosen, rejected, tau), chance_loss(10, tau)
-    low, high = wilson_interval(wins, len(pairs))
+    low, high = wilson_interval(won, len(pairs))
     both_orders = [*p_win.tolist(), *(1 - p_win).tolist()]
     found = {
-        "accuracy": wins / len(pairs),
+        "accuracy": won / len(pairs),
         "accuracy_low": low,
         "accuracy_high": high,
         "longer_wins": sum(longer) / len(pairs),

@@ -1,8 +1,10 @@
 """Models, tokenizers and the one builder of token rows that every script shares."""
 
 import sys
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
@@ -57,7 +59,14 @@ def load_weights(auto_class, path: str, dtype: torch.dtype, **settings):
 
     Returns the model and transformers' loading report.
     """
-    config = _from_hub(AutoConfig.from_pretrained, path, "config", **settings)
+    config = _from_hub(AutoConfig.from_pretrained, path, "config")
+    labels = settings.get("num_labels", config.num_labels)
+    if "ForSequenceClassification" in str(config.architectures) and labels != config.num_labels:
+        raise InputError(
+            f"{path} has a head with {config.num_labels} labels, not {labels}: choose the other "
+            "--head, or start from a language model"
+        )
+    config.num_labels = labels
     for name, value in config.to_dict().items():
         if ("drop" in name or name.endswith("pdrop")) and isinstance(value, float):
             setattr(config, name, 0.0)
@@ -72,9 +81,14 @@ def load_weights(auto_class, path: str, dtype: torch.dtype, **settings):
 
 
 def _from_hub(load, path: str, what: str, **settings):
+    folder = Path(path)
+    if not folder.exists() and (
+        folder.is_absolute() or folder.parent.is_dir() != (folder.parent == Path("."))
+    ):
+        raise InputError(f"cannot load a {what} from {path!r}: there is no such folder")
     try:
         return load(path, **settings)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
             f"cannot load a {what} from {path!r} ({reason}): give a Hugging Face folder or hub id"
@@ -111,7 +125,9 @@ def encode_prompt(tokenizer, prompt: str | list[dict], max_tokens: int) -> list[
         ids = tokenizer(text).input_ids
         if ids and ids[-1] == tokenizer.eos_token_id and len(ids) > 1:
             ids = ids[:-1]  # some tokenizers close every text
-    ids = ids or [tokenizer.bos_token_id or tokenizer.eos_token_id]
+    if not ids:
+        bos = tokenizer.bos_token_id
+        ids = [tokenizer.eos_token_id if bos is None else bos]
     if len(ids) <= max_tokens:
         return ids
     if ids[0] == tokenizer.bos_token_id and max_tokens > 1:
@@ -124,6 +140,8 @@ def encode_prompts(tokenizer, prompts: list, max_tokens: int) -> tuple[list[list
 
     Raises InputError when nothing fits: no room at all, or every prompt is too long.
     """
+    if not prompts:
+        raise InputError("no prompt is left: give more --data, or other --eval-data")
     if max_tokens < 1:
         raise InputError(
             "--max-new-tokens leaves no room for the prompt in the model's context: lower it"
@@ -167,6 +185,12 @@ def decode_answer(tokenizer, ids: list[int]) -> str:
     return tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
+def slides(model, length: int) -> bool:
+    """Whether the model attends to a sliding window shorter than rows of `length` tokens."""
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    return window is not None and window < length
+
+
 @torch.no_grad()
 def choose_layout(model, say=print) -> Layout:
     """Whether this model can take a prompt tree, found by comparing it with plain rows.
@@ -175,20 +199,22 @@ def choose_layout(model, say=print) -> Layout:
     every branch gets a row of its own, and one line says so.
     """
     config = model.config.get_text_config()
-    # A window counts slots, not positions: a row may not be longer than it (GPT-Neo: window_size).
-    window = getattr(config, "sliding_window", None) or getattr(config, "window_size", None)
-    longest = min(context_length(model), window or sys.maxsize)
+    context = context_length(model)
+    # GPT-Neo's window counts slots, not positions: a row may not be longer.
+    longest = min(context, getattr(config, "window_size", None) or sys.maxsize)
     layouts = [
-        Layout(tree, longest if tree else context_length(model), model.dtype, model.device)
+        Layout(tree, longest if tree else context, model.dtype, model.device)
         for tree in (True, False)
     ]
-    try:
-        tree, plain = (branch_ends(model, layout) for layout in layouts)
-        gap = (tree - plain).abs().max().item() / plain.abs().max().item()
-    except (RuntimeError, ValueError, TypeError) as error:
-        gap, reason = float("inf"), str(error).splitlines()[0]
+    if slides(model, context):  # a 4-D mask would switch the model's own window off
+        gap, reason = float("inf"), "it attends to a sliding window"
     else:
-        reason = f"states differ by {gap:.1e}"
+        try:
+            tree, plain = (branch_ends(model, layout) for layout in layouts)
+            gap = (tree - plain).abs().max().item() / plain.abs().max().item()
+            reason = f"states differ by {gap:.1e}"
+        except (RuntimeError, ValueError, TypeError) as error:
+            gap, reason = float("inf"), str(error).splitlines()[0]
     if gap < (1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1):
         return layouts[0]
     say(f"{type(model).__name__} cannot take a prompt tree ({reason}): one row per answer instead")

@@ -62,8 +62,9 @@ def draw(axes, rows: list[dict], key: str, color: str, label=None, style="-", ra
     if raw and half_window(len(steps)):
         axes.plot(steps, values, color=color, alpha=0.25, linewidth=1)
     if steps:
-        marker = "o" if len(steps) < 12 else None
-        axes.plot(steps, smooth(values), style, color=color, label=label, lw=2, marker=marker, ms=4)
+        axes.plot(steps, smooth(values), style, color=color, label=label, lw=2)
+        if len(steps) < 12:
+            axes.plot(steps, smooth(values), "o", color=color, ms=4)
     return bool(steps)
 
 

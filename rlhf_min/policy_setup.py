@@ -45,24 +45,30 @@ class PolicySetup:
 
 
 def load_prompts(config) -> tuple[list, list]:
-    """Training prompts and held-out prompts, text or messages; no prompt is in both."""
+    """Training prompts and held-out prompts, text or messages; no prompt is in both.
+
+    Raises InputError when a side is empty or a step needs more prompts than there are.
+    """
     prompts = data.read_prompts(config.data)
     if config.eval_data or "zoo" in config.data:
         held_out = data.read_prompts(config.eval_data or ["zoo:held-out"])[: config.eval_prompts]
         seen = {data.prompt_text(prompt) for prompt in held_out}
-        return [p for p in prompts if data.prompt_text(p) not in seen], held_out
-    return data.split_by_prompt(prompts, 0.1, config.eval_prompts, config.seed)
-
-
-def set_up(config) -> PolicySetup:
-    """From the settings of train_policy.py.  Raises InputError for whatever cannot work."""
-    prompts, held_out = load_prompts(config)
+        prompts = [p for p in prompts if data.prompt_text(p) not in seen]
+    else:
+        prompts, held_out = data.split_by_prompt(prompts, 0.1, config.eval_prompts, config.seed)
+    if not prompts:
+        raise InputError("no training prompt is left, all are held out: give other --eval-data")
     per_step = config.batch_size // config.samples
     if per_step > len(prompts):
         raise InputError(
             f"--batch-size {config.batch_size} with --samples {config.samples} asks for {per_step} "
             f"prompts a step, but --data has {len(prompts)}: lower the one or raise the other"
         )
+    return prompts, held_out
+
+
+def set_up(config, prompts: list, held_out: list) -> PolicySetup:
+    """From the settings of train_policy.py.  Raises InputError for whatever cannot work."""
     dtype = choose_dtype(config.dtype)
     tokenizer = load_tokenizer(config.model)
     policy = load_causal_lm(config.model, dtype)
@@ -89,6 +95,7 @@ def set_up(config) -> PolicySetup:
     about = {"prompts/train": len(prompts), "prompts/held_out": len(held_out), "prompts/cut": cut}
     about["fingerprint"] = data.fingerprint(prompts)
     return PolicySetup(
-        policy, reference, tokenizer, scorer, layout, prompts, prompt_ids, per_step, sampling,
+        policy, reference, tokenizer, scorer, layout, prompts, prompt_ids,
+        config.batch_size // config.samples, sampling,
         bench, gold, about,
     )  # fmt: skip

@@ -93,6 +93,15 @@ def win_probability(first: Tensor, second: Tensor) -> Tensor:
     return win_log_probability(first, second, tie=0.5).exp()
 
 
+def wins(first: Tensor, second: Tensor) -> Tensor:
+    """1 where the first answer is the likelier winner, 0 where the second is, ½ for a tie.
+
+    Head outputs [B, labels] ×2 → [B].  Both orders are compared with each other, not with ½,
+    where rounding would decide a tie.
+    """
+    return (win_probability(first, second) - win_probability(second, first)).sign() / 2 + 0.5
+
+
 def read_reward(outputs: Tensor, reading: str, b: float = 2.0, start: Tensor | None = None):
     """One number per answer from head outputs [B, labels]: [B].
 

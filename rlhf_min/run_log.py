@@ -35,7 +35,10 @@ def check_folder(out: str, config, resume: bool = False, overwrite: bool = False
         )
     if not run.exists():
         raise InputError(f"--resume finds no run in {out} (no run.json): give the run's own folder")
-    before = json.loads(run.read_text())["config"]
+    try:
+        before = json.loads(run.read_text())["config"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{run} is damaged, so --resume cannot trust it: start again") from None
     now = json.loads(json.dumps(asdict(config)))
     for name in now:
         if name not in ("resume", "overwrite") and now[name] != before.get(name):
@@ -44,6 +47,14 @@ def check_folder(out: str, config, resume: bool = False, overwrite: bool = False
                 f"--resume continues the run in {out}, which had {flag} {before.get(name)}, "
                 f"not {now[name]}: give the same settings"
             )
+
+
+def check_unfinished(out: str, resume: bool) -> None:
+    """Refuse to resume a training run that has ended: it would be trained once more."""
+    if resume and (Path(out) / "summary.json").exists():
+        raise InputError(
+            f"the run in {out} is finished, --resume has nothing to do: give new --out"
+        )
 
 
 def environment() -> dict:
@@ -83,11 +94,12 @@ class RunLog:
         self.begin = time.perf_counter()
         self.out.mkdir(parents=True, exist_ok=True)
         if overwrite and not step:
-            for name in ("metrics.jsonl", "summary.json", "checkpoint.pt", "samples.jsonl"):
+            results = ("samples.jsonl", "held_out_scores.jsonl", "report.html")
+            for name in ("metrics.jsonl", "summary.json", "checkpoint.pt", *results):
                 (self.out / name).unlink(missing_ok=True)
         self.path = self.out / "metrics.jsonl"
         old = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in old if step and json.loads(line)["step"] <= step]
+        kept = [line for line in old if step and _step(line) <= step]
         replace_text(self.path, "".join(line + "\n" for line in kept))
         run = {"script": script, "config": asdict(config), "data": data, **environment()}
         self.write("run.json", run)
@@ -135,6 +147,13 @@ def replace_text(path: Path, text: str) -> None:
     draft = path.with_name(path.name + ".part")
     draft.write_text(text, encoding="utf-8")
     os.replace(draft, path)
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):  # cut off by a power cut
+        return math.inf
 
 
 def _finite(value):

@@ -1,14 +1,22 @@
 """Answers drawn from a model: plain sampling from π, no truncation, no gradient."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from rlhf_min.loading import context_length, decode_answer, encode_prompt, end_token_ids
+from rlhf_min import InputError
+from rlhf_min.loading import (
+    context_length,
+    decode_answer,
+    encode_prompt,
+    end_token_ids,
+    slides,
+)
 from rlhf_min.prompt_tree import length_batches, tree_mask
 
 LEAVE_AT = 0.75  # finished rows leave the batch when at most this share still runs
@@ -68,10 +76,12 @@ def sample(
     ids, segments = ids.to(device), segments.to(device)
     positions = ((segments == 0).cumsum(-1) - 1).clamp_min(0)
 
+    # A model with a sliding window makes its own mask from a 2-D one; a 4-D mask would undo it.
+    own_mask = (segments == 0).long() if slides(model, width + max_new_tokens) else None
     cache = DynamicCache(config=model.config)
     output = model(
         input_ids=ids,
-        attention_mask=tree_mask(segments, model.dtype),
+        attention_mask=own_mask if own_mask is not None else tree_mask(segments, model.dtype),
         position_ids=positions,
         past_key_values=cache,
         use_cache=True,
@@ -92,7 +102,9 @@ def sample(
     rows = torch.arange(total, device=device)  # which answer each row of the batch belongs to
     running = torch.ones(total, dtype=torch.bool, device=device)
     ends = torch.tensor(end_ids, device=device)
-    with decode_attention(model):
+    if own_mask is not None:
+        own_mask = own_mask.repeat_interleave(samples, 0)
+    with decode_attention(model) if own_mask is None else nullcontext():
         for t in range(max_new_tokens):
             log_p = (logits.float() / temperature).log_softmax(-1)
             token = draw(log_p, generator)
@@ -107,10 +119,15 @@ def sample(
                 cache.batch_select_indices(keep)
                 rows, token, running = rows[keep], token[keep], running[keep]
                 unseen, position = unseen[keep], position[keep]
+                own_mask = None if own_mask is None else own_mask[keep]
             position = position + 1
+            if own_mask is None:
+                mask = unseen[..., : width + t + 1]
+            else:
+                mask = own_mask = F.pad(own_mask, (0, 1), value=1)
             logits = model(
                 input_ids=token[:, None],
-                attention_mask=unseen[..., : width + t + 1],
+                attention_mask=mask,
                 position_ids=position,
                 past_key_values=cache,
                 use_cache=True,
@@ -215,6 +232,8 @@ def answer(
 ) -> tuple[list[str], list[bool]]:
     """One answer per prompt (text or chat messages): texts, and whether each ended by itself."""
     room = context_length(model) - max_new_tokens
+    if room < 1:
+        raise InputError("--max-new-tokens leaves no room for the prompt in the context: lower it")
     ids = [encode_prompt(tokenizer, prompt, room) for prompt in prompts]
     generator = torch.Generator(model.device).manual_seed(seed)
     texts, finished = [""] * len(ids), [False] * len(ids)

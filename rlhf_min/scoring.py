@@ -74,7 +74,9 @@ class RolloutScorer:
 def ruler_of(rewards: Tensor) -> dict[str, float]:
     """Mean and standard deviation of the reference model's rewards [...]: the unit of reward."""
     rewards = rewards.double()
-    return {"mean": rewards.mean().item(), "std": rewards.std().item()}
+    std = rewards.std().item() if rewards.numel() > 1 else 0.0
+    # Equal answers set no unit: then the reward keeps its own.
+    return {"mean": rewards.mean().item(), "std": std if std > 1e-6 else 1.0}
 
 
 def alignment_gap(rollout: Rollout, log_probs: Tensor) -> float:

@@ -87,6 +87,14 @@ def test_trap_7_tokens_come_as_often_as_the_softmax_says(temperature):
     assert max(chi_square(model, PROMPTS, temperature)) < 60
 
 
+@pytest.mark.parametrize("u", [0.0, 1 - 2**-24])
+def test_trap_7_a_token_without_probability_is_never_drawn(monkeypatch, u):
+    """At both ends of the random numbers, and where rounding leaves the CDF below 1."""
+    monkeypatch.setattr(torch, "rand", lambda *shape, **kwargs: torch.full(shape, u))
+    p = torch.tensor([[0.0, 0.5 - 1e-6, 0.5 - 1e-6, 0.0], [0.0, 1.0, 0.0, 0.0]])
+    assert sampling.draw(p.log(), None).tolist() == [2 if u else 1, 1]
+
+
 @pytest.mark.parametrize(
     "habit",
     [

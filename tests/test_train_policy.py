@@ -296,9 +296,7 @@ def test_trap_19_gradient_checkpointing_gives_the_same_weights(
     plain, calls[0] = calls[0], 0
     two = run(world, tmp_path / "b", lr=1e-4, gradient_checkpointing=True, **settings)
     close(two, one)
-    # Each layer of the policy runs again in the backward pass: else nothing was checkpointed.
-    recomputed = 3 * settings.get("updates", 1) * 2
-    assert calls[0] == recomputed and plain == recomputed
+    assert calls[0] == 2 * plain > 0  # each layer once more, in the backward pass
 
 
 def test_a_seed_gives_the_same_run_and_another_seed_another(world, tmp_path):
@@ -539,6 +537,14 @@ def test_chat_prompts_and_cut_prompts_go_through(world, tmp_path):
     run(world, tmp_path / "out", data=data, steps=1)
     about = json.loads((tmp_path / "out" / "run.json").read_text())["data"]
     assert about["prompts/cut"] == 8 and about["prompts/train"] == 9
+
+
+def test_trap_14_prompts_leave_room_in_the_shorter_of_the_two_contexts(world, tmp_path):
+    base = tiny_folder(tmp_path / "base", "smol", max_position_embeddings=52)
+    rm = str(trained_folder(base, tmp_path / "rm", "scalar"))
+    run({**world, "scalar": rm}, tmp_path / "out", steps=1)
+    about = json.loads((tmp_path / "out" / "run.json").read_text())["data"]
+    assert about["prompts/cut"] > 0
 
 
 # The zoo.

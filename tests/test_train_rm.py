@@ -338,7 +338,7 @@ def test_real_pairs_go_through(tmp_path, data):
     from rlhf_min.rows import read_rows
 
     spec = str(SHARED / "data" / data / "test.jsonl.gz")
-    rows = read_rows(spec)[:24]
+    rows = [row for row in read_rows(spec) if len(str(row)) < 2500][:24]  # a byte is a token here
     world = {
         "model": str(tiny_folder(tmp_path / "base", "one-special", max_position_embeddings=2048)),
         "data": [write_rows(tmp_path / "some.jsonl", rows)], "max_steps": 2, "batch_size": 4,
