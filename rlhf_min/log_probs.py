@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rlhf_min.prompt_tree import Tree, hidden_states
 
-LOGITS_AT_ONCE = 2**24  # numbers in one chunk of logits: 64 MiB of float32
+LOGITS_AT_ONCE = 2**22  # numbers in one chunk of logits: 16 MiB of float32
 
 
 def answer_log_probs(model, tree: Tree, temperature: float = 1.0) -> Tensor:
@@ -28,7 +28,9 @@ def token_log_probs(model, tree: Tree, temperature: float = 1.0) -> Tensor:
     rows = max(1, LOGITS_AT_ONCE // model.get_output_embeddings().weight.shape[0])
 
     def chunk(h: Tensor, targets: Tensor) -> Tensor:
-        return -F.cross_entropy(logits(model, h) / temperature, targets, reduction="none")
+        z = logits(model, h)
+        z = z if temperature == 1 else z / temperature
+        return -F.cross_entropy(z, targets, reduction="none")
 
     parts = []
     for h, targets in zip(hidden.split(rows), tree.targets.split(rows), strict=True):
@@ -48,6 +50,7 @@ def logits(model, hidden: Tensor) -> Tensor:
     config = model.config.get_text_config()
     z = model.get_output_embeddings()(hidden)
     z = z if z.dtype == torch.float64 else z.float()
-    z = z * getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+    scale = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+    z = z if scale == 1 else z * scale
     softcap = getattr(config, "final_logit_softcapping", None)
     return softcap * (z / softcap).tanh() if softcap else z

@@ -1,0 +1,54 @@
+"""The README's picture: a reward model hacked, and the two cures, from three finished runs.
+
+python benchmarks/hacking_picture.py runs/hacked runs/policy runs/loop docs/hacking.png
+"""
+
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import timing  # noqa: F401 (finds rlhf_min)
+
+from rlhf_min.run_folder import read_json, read_jsonl, series, smooth
+
+GOLD, LEARNT, CURE, CIRCLE = "#D55E00", "#0072B2", "#009E73", "#CC79A7"
+
+
+def curve(axes, runs: list[Path], key: str, color: str, label: str, **style) -> None:
+    """One metric of consecutive runs, in the unit of its own ruler for rewards."""
+    values = []
+    for run in runs:
+        ruler = read_json(run / "run.json")["data"]["ruler"]
+        found = series(read_jsonl(run / "metrics.jsonl"), key)[1]
+        if key == "reward/mean":
+            found = [(v - ruler["mean"]) / ruler["std"] for v in found]
+        values += found
+    axes.plot(range(1, len(values) + 1), values, color=color, alpha=0.2, lw=1)
+    axes.plot(range(1, len(values) + 1), smooth(values), color=color, lw=2, label=label, **style)
+
+
+def main() -> None:
+    hacked, policy, loop, out = map(Path, sys.argv[1:])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.4), layout="constrained")
+    curve(left, [hacked], "reward/gold", GOLD, "gold rating (the truth, 1 to 10)")
+    other = left.twinx()
+    curve(other, [hacked], "reward/mean", LEARNT, "learned reward (right axis)")
+    left.set(title="No KL: the learned reward is hacked", xlabel="step", ylabel="gold rating")
+    left.set_ylim(0.5, 10.2)
+    other.set_ylabel("learned reward (std of start model's)")
+    lines = left.get_lines()[1:] + other.get_lines()[1:]
+    left.legend(lines, [line.get_label() for line in lines], loc="lower left", fontsize=8)
+    rounds = sorted(loop.glob("policy-*"), key=lambda p: int(p.name.split("-")[1]))
+    curve(right, [hacked], "reward/gold", GOLD, "no KL")
+    curve(right, [policy], "reward/gold", CURE, "KL penalty 0.2")
+    curve(right, rounds, "reward/gold", CIRCLE, "KL, and judging and retraining (3 rounds)")
+    right.set(title="Two cures", xlabel="step", ylabel="gold rating", ylim=(0.5, 10.2))
+    right.legend(loc="lower left", fontsize=8)
+    figure.savefig(out, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
