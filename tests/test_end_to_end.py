@@ -1,0 +1,101 @@
+"""The whole project at once: a short run in the zoo, and that the scripts run what is tested."""
+
+import pytest
+from tiny_models import tiny_folder, tiny_pairs, write_rows
+
+import train_policy
+import train_rm
+from rlhf_min import zoo
+
+
+@pytest.mark.slow
+def test_a_short_run_raises_gold_by_a_point_and_a_half_on_held_out_prompts(tmp_path):
+    """Start model, reward model and policy, each with less than half of the default's steps."""
+    base, rm = str(tmp_path / "base"), str(tmp_path / "rm")
+    zoo.build_base(base, steps=300)
+    accuracy = train_rm.main(train_rm.Config(model=base, out=rm, max_steps=200))["accuracy"]
+    assert accuracy > 0.7  # "the longer answer wins" scores 0.43 here
+    ends = train_policy.main(
+        train_policy.Config(model=base, reward_model=rm, out=str(tmp_path / "policy"), steps=35)
+    )
+    before, after = ends["before"], ends["after"]
+    assert after["reward/gold"] > before["reward/gold"] + 1.5
+    assert after["reward/gold_low"] > before["reward/gold_high"]
+    assert after["reward/mean"] > before["reward/mean"] and after["finished/rate"] > 0.95
+
+
+class CalledError(Exception):
+    """Raised by a stand-in for a tested function."""
+
+
+REWARD_MODEL = {
+    "bradley_terry": {},
+    "centring_penalty": {},
+    "rating_margin": {"margin": 0.1},
+    "ratings_win_loss": {"head": "ratings"},
+    "soft_label_cross_entropy": {"head": "ratings", "soft_labels": 1.0},
+    "squared_earth_mover": {"head": "ratings", "earth_mover": 1.0},
+    "answer_entropy": {"head": "ratings"},
+    "marginal_entropy": {"head": "ratings"},
+    "roughness": {"head": "ratings"},
+    "build_tree": {},
+    "branch_outputs": {},
+}
+POLICY = {
+    "policy_losses.reinforce": {},
+    "policy_losses.ppo_clip": {"objective": "ppo-clip"},
+    "policy_losses.clip_fraction": {},
+    "baselines.advantages": {},
+    "baselines.leave_one_out": {"baseline": "leave-one-out"},
+    "baselines.MovingAverage.updated": {},
+    "baselines.ExponentialAverage.updated": {"baseline": "ema"},
+    "kl.k1": {},
+    "shaping.with_kl": {},
+    "shaping.standardise": {},
+    "shaping.penalise_missing_end": {},
+    "answer_log_probs": {},
+    "check_alignment": {},
+    "sample": {},
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A tiny model, a tiny reward model of it, and pairs."""
+    place = tmp_path_factory.mktemp("tiny")
+    pairs, held_out = tiny_pairs(8), tiny_pairs(4, "frog")
+    for number, row in enumerate(held_out):
+        row["prompt"] += f" ({number})"
+    rows = {
+        "data": [write_rows(place / "pairs.jsonl", pairs)],
+        "eval_data": [write_rows(place / "held.jsonl", held_out)],
+        "model": str(tiny_folder(place / "base")),
+    }
+    train_rm.main(train_rm.Config(**rows, out=str(place / "rm"), max_steps=1))
+    return rows, str(place / "rm")
+
+
+def stand_in(*args, **kwargs):
+    raise CalledError
+
+
+@pytest.mark.parametrize("name", REWARD_MODEL)
+def test_trap_21_train_rm_runs_the_function_that_is_tested(name, world, tmp_path, monkeypatch):
+    monkeypatch.setattr(f"train_rm.{name}", stand_in)
+    config = train_rm.Config(
+        **world[0], out=str(tmp_path / "rm"), max_steps=1, **REWARD_MODEL[name]
+    )
+    with pytest.raises(CalledError):
+        train_rm.main(config)
+
+
+@pytest.mark.parametrize("name", POLICY)
+def test_trap_21_train_policy_runs_the_function_that_is_tested(name, world, tmp_path, monkeypatch):
+    rows, reward_model = world
+    monkeypatch.setattr(f"train_policy.{name}", stand_in)
+    config = train_policy.Config(
+        **rows, reward_model=reward_model, out=str(tmp_path / "policy"), batch_size=4, samples=2,
+        steps=1, max_new_tokens=4, **POLICY[name],
+    )  # fmt: skip
+    with pytest.raises(CalledError):
+        train_policy.main(config)
