@@ -86,6 +86,9 @@ class Config:
     eval_every: int = option(0, "steps between held-out evaluations (0: before and after only)")
     ruler_prompts: int = option(256, "prompts whose reference answers set the unit of reward")
     save_every: int = option(50, "steps between checkpoints")
+    track: Literal["none", "tensorboard", "wandb"] = option(
+        "none", "live tracking beside the files"
+    )
     resume: bool = option(False, "go on with the interrupted run in --out")
     overwrite: bool = option(False, "replace the run in --out")
 

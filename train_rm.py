@@ -89,6 +89,9 @@ class Config:
     eval_limit: int = option(1000, "held-out pairs at most")
     eval_every: int = option(100, "steps between evaluations")
     save_every: int = option(200, "steps between checkpoints")
+    track: Literal["none", "tensorboard", "wandb"] = option(
+        "none", "live tracking beside the files"
+    )
     resume: bool = option(False, "go on with the interrupted run in --out")
     overwrite: bool = option(False, "replace the run in --out")
 

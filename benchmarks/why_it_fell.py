@@ -8,6 +8,7 @@ reward model, settings.  Prints held-out learned reward and gold, before → aft
 """
 
 import argparse
+import contextlib
 import dataclasses
 import tempfile
 from unittest import mock
@@ -54,11 +55,14 @@ def flipped(log_probs, advantages, sequences):
 
 
 RAW = {"ruler_of": lambda rewards: {"mean": 0.0, "std": 1.0}}  # ratings as they are, 1..10
-ZERO = RAW | {"MovingAverage": lambda start: ExponentialAverage(value=0.0, decay=0.95)}
+ZERO = RAW | {"baselines.MovingAverage": lambda start: ExponentialAverage(value=0.0, decay=0.95)}
 VARIANTS = {
     "as it is": {},
     "trap 1: the prompt's log-probs": {"answer_log_probs": of_the_first_tokens},
-    "trap 1, sign flipped": {"answer_log_probs": of_the_first_tokens, "reinforce": flipped},
+    "trap 1, sign flipped": {
+        "answer_log_probs": of_the_first_tokens,
+        "policy_losses.reinforce": flipped,
+    },
     "trap 3: end token not counted": {"answer_log_probs": of_all_but_the_last_token},
     "trap 8: baseline starts at 0, ratings raw": ZERO,
 }
@@ -76,7 +80,9 @@ def main() -> None:
     for name in args.variant:
         for seed in args.seeds:
             patches = {"check_alignment": no_guard, **VARIANTS[name]}
-            with tempfile.TemporaryDirectory() as out, mock.patch.multiple(train_policy, **patches):
+            with tempfile.TemporaryDirectory() as out, contextlib.ExitStack() as stack:
+                for target, wrong in patches.items():
+                    stack.enter_context(mock.patch(f"train_policy.{target}", wrong))
                 summary = train_policy.main(
                     train_policy.Config(
                         model=args.model, reward_model=args.reward_model, out=f"{out}/run",

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -104,12 +105,14 @@ class RunLog:
         run = {"script": script, "config": asdict(config), "data": data, **environment()}
         self.write("run.json", run)
         self.file = self.path.open("a")
+        self.track = _tracker(getattr(config, "track", "none"), self.out, run)
 
     def log(self, step: int, metrics: dict) -> None:
         """One line for this 1-based step; a number that is not finite becomes null."""
         row = {"step": step} | {k: _finite(v) for k, v in metrics.items()}
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
+        self.track(step, {k: v for k, v in row.items() if isinstance(v, (int, float))})
 
     def write(self, name: str, value: dict) -> None:
         """A JSON file of the run, whole or not at all."""
@@ -147,6 +150,32 @@ def replace_text(path: Path, text: str) -> None:
     draft = path.with_name(path.name + ".part")
     draft.write_text(text, encoding="utf-8")
     os.replace(draft, path)
+
+
+def _tracker(name: str, out: Path, run: dict) -> Callable[[int, dict], None]:
+    """Live tracking beside the files; wandb follows WANDB_MODE=offline and its other variables."""
+    if name == "none":
+        return lambda step, row: None
+    try:
+        if name == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            writer = SummaryWriter(str(out / "tensorboard"))
+
+            def write(step: int, row: dict) -> None:
+                for key, value in row.items():
+                    writer.add_scalar(key, value, step)
+                writer.flush()
+
+            return write
+        import wandb
+    except ImportError as error:
+        raise InputError(
+            f"--track {name} needs a package that is missing ({error.name}): pip install "
+            '-e ".[tracking]"'
+        ) from error
+    tracked = wandb.init(project="rlhf_min", name=out.name, dir=str(out), config=run)
+    return lambda step, row: tracked.log(row, step=step)
 
 
 def _step(line: str) -> float:

@@ -1,0 +1,41 @@
+"""Live tracking beside the files: real writers, no network."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from rlhf_min.run_log import RunLog
+
+
+@dataclass(frozen=True)
+class Settings:
+    track: str
+
+
+def test_tensorboard_gets_every_number_at_its_step(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = RunLog(str(tmp_path), "x.py", Settings("tensorboard"), {})
+    for step in (1, 2):
+        log.log(step, {"reward/mean": step / 2, "text": "left out", "bad": float("nan")})
+    log.finish({})
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("reward/mean")] == [(1, 0.5), (2, 1.0)]
+    assert set(events.Tags()["scalars"]) == {"step", "reward/mean"}
+
+
+def test_wandb_offline_keeps_a_run_on_disk(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    log = RunLog(str(tmp_path), "x.py", Settings("wandb"), {})
+    log.log(1, {"reward/mean": 0.5})
+    log.finish({})
+    wandb.finish()
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_no_tracking_writes_nothing_more(tmp_path):
+    RunLog(str(tmp_path), "x.py", Settings("none"), {}).log(1, {"a": 1})
+    assert {f.name for f in tmp_path.iterdir()} == {"run.json", "metrics.jsonl"}
