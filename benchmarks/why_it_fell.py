@@ -21,20 +21,28 @@ from rlhf_min import log_probs
 from rlhf_min.baselines import ExponentialAverage
 
 
-def of_the_first_tokens(model, tree, temperature=1.0):
-    """Trap 1: log-probs gathered from positions 0..T−1 of the whole row, hence the prompt's."""
-    width = tree.ids.shape[1]
-    counts = torch.bincount(tree.owners, minlength=len(tree.ends))
-    rows = tree.ends // width
-    slots = [
-        row * width + torch.arange(min(count, width - 1))
-        for row, count in zip(rows.tolist(), counts.tolist(), strict=True)
-    ]
-    predictors = torch.cat(slots)
-    owners = torch.repeat_interleave(torch.tensor([len(s) for s in slots]))
-    wrong = dataclasses.replace(
-        tree, predictors=predictors, targets=tree.ids.flatten()[predictors + 1], owners=owners
-    )
+def of_the_prompt(model, tree, temperature=1.0):
+    """Trap 1: positions 0..T−1 of the row and their own tokens, hence the prompt's log-probs."""
+    return misplaced(model, tree, temperature, own_tokens=True)
+
+
+def at_the_first_positions(model, tree, temperature=1.0):
+    """Trap 1: the answer's T tokens, looked up in the logits of positions 0..T−1 of the row."""
+    return misplaced(model, tree, temperature, own_tokens=False)
+
+
+def misplaced(model, tree, temperature, own_tokens):
+    width, predictors, targets = tree.ids.shape[1], [], []
+    counts = torch.bincount(tree.owners, minlength=len(tree.ends)).tolist()
+    for end, count in zip(tree.ends.tolist(), counts, strict=True):
+        begin, row = end - count + 1, end // width * width
+        prompt = int(tree.positions.flatten()[begin])
+        slots = [*range(row, row + prompt), *range(begin, end + 1)][: count + 1]
+        predictors.append(torch.tensor(slots[:count]))
+        targets.append(tree.ids.flatten()[torch.tensor(slots[1:])])
+    wrong = dataclasses.replace(tree, predictors=torch.cat(predictors))
+    if own_tokens:
+        wrong = dataclasses.replace(wrong, targets=torch.cat(targets))
     return log_probs.answer_log_probs(model, wrong, temperature)
 
 
@@ -58,9 +66,10 @@ RAW = {"ruler_of": lambda rewards: {"mean": 0.0, "std": 1.0}}  # ratings as they
 ZERO = RAW | {"baselines.MovingAverage": lambda start: ExponentialAverage(value=0.0, decay=0.95)}
 VARIANTS = {
     "as it is": {},
-    "trap 1: the prompt's log-probs": {"answer_log_probs": of_the_first_tokens},
-    "trap 1, sign flipped": {
-        "answer_log_probs": of_the_first_tokens,
+    "trap 1: the prompt's log-probs": {"answer_log_probs": of_the_prompt},
+    "trap 1: answer's tokens, wrong positions": {"answer_log_probs": at_the_first_positions},
+    "trap 1: the same, sign flipped": {
+        "answer_log_probs": at_the_first_positions,
         "policy_losses.reinforce": flipped,
     },
     "trap 3: end token not counted": {"answer_log_probs": of_all_but_the_last_token},
