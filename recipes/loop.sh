@@ -1,31 +1,36 @@
 #!/usr/bin/env bash
 # The circle: policy → judge → reward model on old and new comparisons → policy, and round again.
 #
-#   recipes/loop.sh [ROUNDS] [COMPARISONS] [OUT] [SEED]        (3 1000 runs/loop 0)
+#   recipes/loop.sh [ROUNDS] [COMPARISONS] [OUT] [SEED]        (3 1900 runs/loop 0)
 #
-# Each round lets the judge compare the last policy with the one before it, adds the verdicts to all
-# earlier comparisons in equal parts, retrains the reward model on the mixture and continues the
-# policy.  KL is measured to the start model in every round.
+# Each round lets the judge compare two answers of the present policy to each training question: what
+# the reward model must tell apart now is what this policy writes.  The verdicts join all earlier
+# comparisons, the reward model is trained on from the last one, and so is the policy; KL is measured
+# to the start model in every round.  Held-out questions only measure.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-rounds=${1:-3} comparisons=${2:-1000} out=${3:-runs/loop} seed=${4:-0}
+rounds=${1:-3} comparisons=${2:-1900} out=${3:-runs/loop} seed=${4:-0}
 python=${PYTHON:-python}
 start=${START:-runs/zoo-base} reward=${REWARD_MODEL:-runs/rm} steps=${STEPS:-60}
 
-previous=$start policy=$out/policy-0
-"$python" train_policy.py --model "$start" --reward-model "$reward" --out "$policy" \
+policy=$out/policy-0
+"$python" train_policy.py --model "$start" --reward-model "$reward" --kl 0.25 --out "$policy" \
   --steps "$steps" --seed "$seed"
 judged=()
 for round in $(seq "$rounds"); do
-  "$python" judge.py --a "$previous" --b "$policy" --judge gold --limit "$comparisons" \
-    --out "$out/judge-$round" --seed "$((100 * seed + round))"
+  another=$((100 * seed + round))
+  "$python" judge.py --a "$policy" --b "$policy" --judge gold --limit "$comparisons" \
+    --out "$out/judge-$round" --seed "$another"
   judged+=("$out/judge-$round/comparisons.jsonl")
-  "$python" train_rm.py --model "$reward" --data zoo "${judged[@]}" --limit "$((2 * comparisons))" \
-    --out "$out/rm-$round" --seed "$((100 * seed + round))" --lr 5e-4 --epochs 2
+  "$python" train_rm.py --model "$reward" --data zoo "${judged[@]}" --limit 2000 --lr 5e-4 --epochs 2 \
+    --out "$out/rm-$round" --seed "$another"
   previous=$policy reward=$out/rm-$round policy=$out/policy-$round
   "$python" train_policy.py --model "$previous" --reference "$start" --reward-model "$reward" \
-    --out "$policy" --steps "$steps" --seed "$((100 * seed + round))"
+    --kl 0.25 --out "$policy" --steps "$steps" --seed "$another"
+  for rival in last start; do
+    model=$start; [ "$rival" = last ] && model=$previous
+    "$python" judge.py --a "$model" --b "$policy" --judge gold --data zoo:held-out --limit 400 \
+      --out "$out/against-$rival-$round" --seed "$another"
+  done
 done
-"$python" judge.py --a "$start" --b "$policy" --judge gold --data zoo:held-out --limit 400 \
-  --out "$out/against-start-$rounds" --seed "$seed"
 "$python" recipes/loop_table.py "$out"

@@ -21,13 +21,13 @@ def rounds(folder: Path) -> list[dict]:
         summary = read_json(folder / f"policy-{number}" / "summary.json")
         if not summary:
             break
-        judged = read_json(folder / f"judge-{number + 1}" / "summary.json")
-        start = read_json(folder / f"against-start-{number}" / "summary.json")
-        rows.append({"round": number, **summary["after"], "before": summary["before"]})
-        rows[-1] |= {"against_last": judged.get("win_rate"), "against_start": start.get("win_rate")}
-        rows[-1]["comparisons"] = read_json(folder / f"judge-{number}" / "summary.json").get(
-            "pairs", 0
-        )
+        row = {"round": number, **summary["after"], "before": summary["before"]}
+        for rival in ("last", "start"):
+            found = read_json(folder / f"against-{rival}-{number}" / "summary.json")
+            row[rival] = found.get("win_rate")
+        judged = read_json(folder / f"judge-{number}" / "summary.json")
+        row["comparisons"] = judged.get("comparisons", 0)
+        rows.append(row)
     return rows
 
 
@@ -42,7 +42,9 @@ def main() -> None:
     rows = rounds(folder)
     if not rows:
         raise SystemExit(f"error: {folder} holds no finished policy-0: run recipes/loop.sh first")
-    print("| round | comparisons | gold [95 %] | KL | wins against the last | against the start |")
+    print(
+        "| round | decided comparisons | gold [95 %] | KL | wins against the last | against the start |"
+    )
     print("|---|---|---|---|---|---|")
     first = rows[0]["before"]
     print(f"| start | – | {first['reward/gold']:.2f} | 0 | – | – |")
@@ -51,7 +53,7 @@ def main() -> None:
         gold = f"{row['reward/gold']:.2f} [{low:.2f}, {high:.2f}]"
         print(
             f"| {row['round']} | {row['comparisons']} | {gold} | {row['kl/mean']:.1f} "
-            f"| {share(row['against_last'])} | {share(row['against_start'])} |"
+            f"| {share(row['last'])} | {share(row['start'])} |"
         )
     figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
     steps = list(range(-1, len(rows)))
