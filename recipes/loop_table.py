@@ -42,9 +42,15 @@ def main() -> None:
     rows = rounds(folder)
     if not rows:
         raise SystemExit(f"error: {folder} holds no finished policy-0: run recipes/loop.sh first")
-    print(
-        "| round | decided comparisons | gold [95 %] | KL | wins against the last | against the start |"
+    columns = (
+        "round",
+        "decided comparisons",
+        "gold [95 %]",
+        "KL",
+        "wins over the last",
+        "the start",
     )
+    print(f"| {' | '.join(columns)} |")
     print("|---|---|---|---|---|---|")
     first = rows[0]["before"]
     print(f"| start | – | {first['reward/gold']:.2f} | 0 | – | – |")
