@@ -12,10 +12,11 @@ cd "$(dirname "$0")/.."
 rounds=${1:-3} comparisons=${2:-1900} out=${3:-runs/loop} seed=${4:-0}
 python=${PYTHON:-python}
 start=${START:-runs/zoo-base} reward=${REWARD_MODEL:-runs/rm} steps=${STEPS:-60}
+policy_settings=(--kl "${KL:-0.3}" --lr "${LR:-3e-4}" --steps "$steps")
 
 policy=$out/policy-0
-"$python" train_policy.py --model "$start" --reward-model "$reward" --kl 0.25 --out "$policy" \
-  --steps "$steps" --seed "$seed"
+"$python" train_policy.py --model "$start" --reward-model "$reward" --out "$policy" \
+  "${policy_settings[@]}" --seed "$seed"
 judged=()
 for round in $(seq "$rounds"); do
   another=$((100 * seed + round))
@@ -26,7 +27,7 @@ for round in $(seq "$rounds"); do
     --out "$out/rm-$round" --seed "$another"
   previous=$policy reward=$out/rm-$round policy=$out/policy-$round
   "$python" train_policy.py --model "$previous" --reference "$start" --reward-model "$reward" \
-    --kl 0.25 --out "$policy" --steps "$steps" --seed "$another"
+    --out "$policy" "${policy_settings[@]}" --seed "$another"
   for rival in last start; do
     model=$start; [ "$rival" = last ] && model=$previous
     "$python" judge.py --a "$model" --b "$policy" --judge gold --data zoo:held-out --limit 400 \
