@@ -2,7 +2,7 @@
 # The story in four runs: trained, hacked (no KL), and the same from a ratings head.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-python=${PYTHON:-python} out=${OUT:-runs}
+python=${PYTHON:-python} out=${OUT:-runs/story}
 "$python" train_policy.py --out "$out/policy"
 "$python" train_policy.py --kl 0 --steps 150 --eval-every 15 --out "$out/hacked"
 "$python" train_rm.py --head ratings --out "$out/rm-ratings"
