@@ -141,7 +141,8 @@ def update(setup, optimiser, baseline, rollout, rewards, weights, config, rate, 
 
     The log-probs of the answers are computed again, with gradient; the forward that gives the
     gradient also gives the KL of the reward, and a running baseline is known before the batch, so
-    each micro-batch goes forward, reward, backward at once.
+    each micro-batch goes forward, reward, backward at once.  With `guard` the alignment guard may
+    raise InputError before any weight changes.
     """
     rewards = rewards.clone()
     first, last, divergence, a = (torch.zeros_like(rewards) for _ in range(4))

@@ -82,9 +82,9 @@ def load_weights(auto_class, path: str, dtype: torch.dtype, **settings):
 
 def _from_hub(load, path: str, what: str, **settings):
     folder = Path(path)
-    if not folder.exists() and (
-        folder.is_absolute() or folder.parent.is_dir() != (folder.parent == Path("."))
-    ):
+    # A hub id is "name" or "owner/name"; what lies in a folder that exists here is meant locally.
+    local = folder.is_absolute() or (folder.parent != Path(".") and folder.parent.is_dir())
+    if local and not folder.exists():
         raise InputError(f"cannot load a {what} from {path!r}: there is no such folder")
     try:
         return load(path, **settings)
