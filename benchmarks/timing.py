@@ -14,6 +14,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the scripts live in the root
 
+from rlhf_min.loading import keep_freed_memory
+
 
 def arguments(about: str, **defaults: int) -> argparse.Namespace:
     """Parse `model`, --dtype, --threads, --steps and one flag for each of the defaults."""
@@ -24,6 +26,7 @@ def arguments(about: str, **defaults: int) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
+    keep_freed_memory()  # as every script does
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     return args

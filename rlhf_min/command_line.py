@@ -19,6 +19,7 @@ from typing import TypeVar
 from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
 from rlhf_min import InputError
+from rlhf_min.loading import keep_freed_memory
 
 Config = TypeVar("Config")
 
@@ -35,6 +36,7 @@ def run(
     main: Callable[[Config], object], config_class: type[Config], argv: list[str] | None = None
 ):
     """main(settings); returns 0, or ends the process with one line on stderr and an exit code."""
+    keep_freed_memory()
     try:
         main(parse(config_class, argv))
         sys.stdout.flush()

@@ -1,6 +1,9 @@
 """Loading models and tokenizers, the one builder of token rows, and who can take a prompt tree."""
 
 import json
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -363,3 +366,25 @@ def test_the_real_chat_model_s_prompt_is_its_template():
     ids = encode_prompt(tokenizer, "Hello!", 10**6)
     answer = encode_answer(tokenizer, "Hello!", "Hi there.")
     assert words(tokenizer, ids + answer) == "User: Hello!\nBot: Hi there.<|endoftext|>"
+
+
+PAGES = """
+import resource, sys, torch
+from rlhf_min.loading import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+fill = lambda: torch.ones(2**25)  # 128 MiB: above the most that glibc keeps by itself
+fill()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+fill()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_used_again_without_fresh_pages():
+    kept, returned = (
+        int(subprocess.check_output([sys.executable, "-c", PAGES, how], text=True))
+        for how in ("keep", "return")
+    )
+    assert kept < 10 < returned

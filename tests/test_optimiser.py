@@ -73,7 +73,7 @@ def test_trap_9_gradients_of_micro_batches_add_up_in_float32():
     optimiser = MasterAdamW(module)
     for size in [1.0] + [2.0**-9] * 512:
         (module.weight.sum() * size).backward()
-    assert_close(optimiser.masters[0].grad, torch.full((3, 4), 2.0))
+    assert_close(optimiser.gradients[0], torch.full((3, 4), 2.0))
     assert module.weight.grad is None
 
 
@@ -83,12 +83,50 @@ def test_the_norm_is_clipped_over_all_weights_together():
     (module.weight.sum() * 3 + module.bias.sum() * 4).backward()
     expected = (12 * 9 + 3 * 16) ** 0.5
     seen = []
-    adam_step = optimiser.adam.step
-    optimiser.adam.step = lambda: (
-        seen.extend(p.grad.clone() for p in module.parameters()) or (adam_step())
-    )
+    for (adam,) in optimiser.adams:  # both weights are one piece
+        (weight,) = adam.param_groups[0]["params"]
+
+        def step(adam_step=adam.step, weight=weight):
+            seen.append(weight.grad.clone())
+            adam_step()
+
+        adam.step = step
     assert optimiser.step(0.1, 2.0) == pytest.approx(expected)
-    assert torch.cat([g.flatten() for g in seen]).norm().item() == pytest.approx(2.0, rel=1e-4)
+    assert len(seen) == 2
+    assert torch.cat(seen).norm().item() == pytest.approx(2.0, rel=1e-4)
+
+
+def test_a_weight_of_several_pieces_gets_exactly_adamw(monkeypatch):
+    """Pieces of 5 for 12 weights: the last one is short, and all share one norm."""
+    monkeypatch.setattr("rlhf_min.optimiser.PIECE", 5)
+    ours, theirs = layer(torch.float64), layer(torch.float64)
+    optimiser = MasterAdamW(ours, weight_decay=0.1)
+    assert [len(some) for some in optimiser.adams] == [3, 1]
+    adam = torch.optim.AdamW(theirs.parameters(), lr=0.01, weight_decay=0.1, betas=(0.9, 0.95))
+    torch.manual_seed(1)
+    for _ in range(9):
+        x = torch.randn(2, 4, dtype=torch.float64)
+        for module in (ours, theirs):
+            module(x).square().sum().backward()
+        norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
+        adam.step()
+        adam.zero_grad()
+        assert optimiser.step(0.01, 0.5) == pytest.approx(norm.item(), rel=1e-12)
+        assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-12, atol=1e-12)
+
+
+def test_one_gradient_waits_in_bfloat16_and_is_gone_after_the_step():
+    module = layer(torch.bfloat16)
+    optimiser = MasterAdamW(module)
+    module.weight.sum().backward()
+    assert [g.dtype for g in optimiser.gradients.values()] == [torch.bfloat16]
+    optimiser.step(0.1, 1.0)
+    assert not optimiser.gradients and module.weight.grad is None
+    assert all(m.grad is None for m in optimiser.masters)
+    before = module.bias.clone()
+    module.weight.sum().backward()  # a weight without a gradient stays, whatever its moments are
+    optimiser.step(0.1, 1.0)
+    assert torch.equal(module.bias, before)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
