@@ -48,11 +48,11 @@ def main() -> None:
         """Our sampler; `draw` hands out the end token when the row's clock says so."""
         real, state = ours.draw, {"t": 0, "rows": torch.arange(args.rows, device=model.device)}
 
-        def draw(log_p, generator):
-            if len(log_p) < len(state["rows"]):  # finished rows have left
+        def draw(probabilities, generator):
+            if len(probabilities) < len(state["rows"]):  # finished rows have left
                 state["rows"] = state["rows"][ends[state["rows"]] > state["t"]]
             state["t"] += 1
-            token = real(log_p, generator)
+            token = real(probabilities, generator)
             token = torch.where(token == end_id, end_id + 1, token)  # no end but the clock's
             return torch.where(ends[state["rows"]] <= state["t"], end_id, token)
 

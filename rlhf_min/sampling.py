@@ -106,10 +106,11 @@ def sample(
         own_mask = own_mask.repeat_interleave(samples, 0)
     with decode_attention(model) if own_mask is None else nullcontext():
         for t in range(max_new_tokens):
-            log_p = (logits.float() / temperature).log_softmax(-1)
-            token = draw(log_p, generator)
+            z = logits if temperature == 1 else logits.float() / temperature
+            probabilities = z.softmax(-1, dtype=torch.float32)
+            token = draw(probabilities, generator)
             tokens[rows, t] = torch.where(running, token, -1)
-            log_probs[rows] += log_p.gather(1, token[:, None])[:, 0] * running
+            log_probs[rows] += probabilities.gather(1, token[:, None])[:, 0].log() * running
             running = running & ~torch.isin(token, ends)
             left = int(running.sum())
             if t + 1 == max_new_tokens or not left:
@@ -144,43 +145,51 @@ def sample(
     )
 
 
-def draw(log_p: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One token per row by the inverse of the CDF: log_p [B, V] → [B].
+def draw(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One token per row by the inverse of the CDF: probabilities [B, V] → [B].
 
     One random number per row instead of one per token of the vocabulary, as multinomial takes.
     """
-    cdf = log_p.exp().cumsum(-1)
+    cdf = probabilities.cumsum(-1)
     u = torch.rand(len(cdf), 1, generator=generator, device=cdf.device) * cdf[:, -1:]
-    return torch.searchsorted(cdf, u, right=True)[:, 0].clamp_max(log_p.shape[1] - 1)
+    return torch.searchsorted(cdf, u, right=True)[:, 0].clamp_max(cdf.shape[1] - 1)
 
 
 class RoomyLayer(DynamicLayer):
-    """A cache layer that writes new tokens into room set aside for them: no copy of the old."""
+    """A cache layer that writes new tokens into room set aside for them: no copy of the old.
+
+    Keys lie transposed, [B, heads, size, tokens]: a product with one query reads them so, and need
+    not copy them first.  What `update` returns is a view in the usual order.
+    """
 
     def __init__(self, layer: DynamicLayer, samples: int, room: int):
         super().__init__()
         self.lazy_initialization(layer.keys, layer.values)
         self.length = layer.keys.shape[-2]
-        self.stores = []
-        for states in (layer.keys, layer.values):
-            prompts, heads, length, size = states.shape
-            store = states.new_zeros(prompts * samples, heads, length + room, size)
-            store[:, :, :length] = states.repeat_interleave(samples, 0)
-            self.stores.append(store)
-        self.keys, self.values = (store[:, :, : self.length] for store in self.stores)
+        prompts, heads, _, size = layer.keys.shape
+        room += self.length
+        self.key_store = layer.keys.new_zeros(prompts * samples, heads, size, room)
+        self.value_store = layer.values.new_zeros(prompts * samples, heads, room, size)
+        self.key_store[..., : self.length] = layer.keys.mT.repeat_interleave(samples, 0)
+        self.value_store[:, :, : self.length] = layer.values.repeat_interleave(samples, 0)
+        self._show()
+
+    def _show(self) -> None:
+        self.keys = self.key_store[..., : self.length].mT
+        self.values = self.value_store[:, :, : self.length]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
         """Append the states of new tokens [B, heads, new, size]; returns all keys and values."""
         begin, self.length = self.length, self.length + key_states.shape[-2]
-        self.stores[0][:, :, begin : self.length] = key_states
-        self.stores[1][:, :, begin : self.length] = value_states
-        self.keys, self.values = (store[:, :, : self.length] for store in self.stores)
+        self.key_store[..., begin : self.length] = key_states.mT
+        self.value_store[:, :, begin : self.length] = value_states
+        self._show()
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows."""
-        self.stores = [store[indices] for store in self.stores]
-        self.keys, self.values = (store[:, :, : self.length] for store in self.stores)
+        self.key_store, self.value_store = self.key_store[indices], self.value_store[indices]
+        self._show()
 
 
 def make_room(cache: DynamicCache, samples: int, room: int) -> None:
@@ -214,8 +223,7 @@ def one_query_attention(module, query, key, value, attention_mask, scaling=None,
     b, h, _, d = query.shape
     grouped = query.view(b, key.shape[1], -1, d) * (scaling if scaling is not None else d**-0.5)
     scores = grouped @ key.transpose(-1, -2) + attention_mask
-    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
-    return (weights @ value).view(b, 1, h, d), None
+    return (scores.softmax(-1) @ value).view(b, 1, h, d), None
 
 
 AttentionInterface.register("one_query", one_query_attention)
