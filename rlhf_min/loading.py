@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from rlhf_min import InputError
+from rlhf_min.attention import use_products
 from rlhf_min.prompt_tree import Layout, Tree, build_tree, hidden_states
 
 logging.disable_progress_bar()
@@ -66,7 +67,7 @@ def load_causal_lm(path: str, dtype: torch.dtype, device: torch.device | None = 
             f"{path} lacks the weight {sorted(info['missing_keys'])[0]}, so it is no complete "
             "causal language model: save it again with save_pretrained"
         )
-    return model.to(device or choose_device()).eval()
+    return use_products(model.to(device or choose_device()).eval())
 
 
 def load_weights(auto_class, path: str, dtype: torch.dtype, **settings):

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+SPANS_FROM = 256  # slots from which a tree's attention goes block by block (attention.py)
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -32,6 +34,9 @@ class Tree:
     plain rows; predictors [N]: flat slot (row·L + column) whose output predicts the n-th answer
     token; targets [N]: that token; owners [N]: its branch in 0..B−1; ends [B]: flat slot of each
     branch's last token.  `padding`: share of the slots that hold no token.
+
+    A long tree's mask has an attribute `spans` for attention.py: by row the lengths of prompt,
+    branches and padding.  Models hand masks on as they are; not all hand on further arguments.
     """
 
     ids: Tensor
@@ -89,10 +94,16 @@ def build_tree(prompts: list[list[int]], branches: list[list[list[int]]], layout
 
     to = {"device": layout.device}
     mask = tree_mask(segments.to(layout.device), layout.dtype) if layout.tree else segments >= 0
+    mask = mask.to(**to)
+    if layout.tree and width >= SPANS_FROM:
+        mask.spans = [
+            (len(prompt), *map(len, answers), width - len(prompt) - sum(map(len, answers)))
+            for prompt, _, answers in rows
+        ]
     return Tree(
         ids=ids.to(**to),
         positions=positions.to(**to),
-        mask=mask.to(**to),
+        mask=mask,
         predictors=torch.tensor(predictors, **to),
         targets=torch.tensor(targets, **to),
         owners=torch.tensor(owners, **to),

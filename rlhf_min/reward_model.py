@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from rlhf_min import InputError
+from rlhf_min.attention import use_products
 from rlhf_min.loading import (
     choose_device,
     choose_dtype,
@@ -43,7 +44,7 @@ def new_reward_model(path: str, head: str, dtype: torch.dtype, device: torch.dev
         )
     if info["missing_keys"]:
         torch.nn.init.zeros_(model.score.weight)  # the first loss is exactly the chance level
-    return model.to(device or choose_device()).eval()
+    return use_products(model.to(device or choose_device()).eval())
 
 
 def load_reward_model(path: str, dtype: torch.dtype, device: torch.device | None = None):
@@ -55,7 +56,7 @@ def load_reward_model(path: str, dtype: torch.dtype, device: torch.device | None
             f"{path} has no reward head (1 or 10 labels) with trained weights: "
             f"train one with `python train_rm.py --model {path} --out runs/rm`"
         )
-    return model.to(device or choose_device()).eval()
+    return use_products(model.to(device or choose_device()).eval())
 
 
 def separate_pad(model, tokenizer) -> None:

@@ -1,12 +1,11 @@
 """Answers drawn from a model: plain sampling from π, no truncation, no gradient."""
 
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AttentionInterface, DynamicCache
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from rlhf_min import InputError
@@ -104,35 +103,34 @@ def sample(
     ends = torch.tensor(end_ids, device=device)
     if own_mask is not None:
         own_mask = own_mask.repeat_interleave(samples, 0)
-    with decode_attention(model) if own_mask is None else nullcontext():
-        for t in range(max_new_tokens):
-            z = logits if temperature == 1 else logits.float() / temperature
-            probabilities = z.softmax(-1, dtype=torch.float32)
-            token = draw(probabilities, generator)
-            tokens[rows, t] = torch.where(running, token, -1)
-            log_probs[rows] += probabilities.gather(1, token[:, None])[:, 0].log() * running
-            running = running & ~torch.isin(token, ends)
-            left = int(running.sum())
-            if t + 1 == max_new_tokens or not left:
-                break
-            if left <= LEAVE_AT * len(rows):  # moving the cache costs more than a few idle rows
-                keep = running.nonzero()[:, 0]
-                cache.batch_select_indices(keep)
-                rows, token, running = rows[keep], token[keep], running[keep]
-                unseen, position = unseen[keep], position[keep]
-                own_mask = None if own_mask is None else own_mask[keep]
-            position = position + 1
-            if own_mask is None:
-                mask = unseen[..., : width + t + 1]
-            else:
-                mask = own_mask = F.pad(own_mask, (0, 1), value=1)
-            logits = model(
-                input_ids=token[:, None],
-                attention_mask=mask,
-                position_ids=position,
-                past_key_values=cache,
-                use_cache=True,
-            ).logits[:, -1]
+    for t in range(max_new_tokens):
+        z = logits if temperature == 1 else logits.float() / temperature
+        probabilities = z.softmax(-1, dtype=torch.float32)
+        token = draw(probabilities, generator)
+        tokens[rows, t] = torch.where(running, token, -1)
+        log_probs[rows] += probabilities.gather(1, token[:, None])[:, 0].log() * running
+        running = running & ~torch.isin(token, ends)
+        left = int(running.sum())
+        if t + 1 == max_new_tokens or not left:
+            break
+        if left <= LEAVE_AT * len(rows):  # moving the cache costs more than a few idle rows
+            keep = running.nonzero()[:, 0]
+            cache.batch_select_indices(keep)
+            rows, token, running = rows[keep], token[keep], running[keep]
+            unseen, position = unseen[keep], position[keep]
+            own_mask = None if own_mask is None else own_mask[keep]
+        position = position + 1
+        if own_mask is None:
+            mask = unseen[..., : width + t + 1]
+        else:
+            mask = own_mask = F.pad(own_mask, (0, 1), value=1)
+        logits = model(
+            input_ids=token[:, None],
+            attention_mask=mask,
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[:, -1]
 
     model.train(was_training)
     finished = torch.isin(tokens, ends).any(1)
@@ -199,34 +197,6 @@ def make_room(cache: DynamicCache, samples: int, room: int) -> None:
             cache.layers[i] = RoomyLayer(layer, samples, room)
         else:  # sliding windows, recurrent states: transformers knows how
             layer.batch_repeat_interleave(samples)
-
-
-@contextmanager
-def decode_attention(model):
-    """While decoding, replace `sdpa`, slow for one query per row, by two matrix products."""
-    config = model.config.get_text_config()
-    before = config._attn_implementation
-    if before == "sdpa":
-        config._attn_implementation = "one_query"
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-
-
-def one_query_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
-    """softmax(qKᵀ·scaling + mask)·V with the query heads of a group beside each other.
-
-    query [B, H, 1, D]; key, value [B, G, L, D], G dividing H; additive mask [B, 1, 1, L]
-    → [B, 1, H, D].
-    """
-    b, h, _, d = query.shape
-    grouped = query.view(b, key.shape[1], -1, d) * (scaling if scaling is not None else d**-0.5)
-    scores = grouped @ key.transpose(-1, -2) + attention_mask
-    return (scores.softmax(-1) @ value).view(b, 1, h, d), None
-
-
-AttentionInterface.register("one_query", one_query_attention)
 
 
 def answer(

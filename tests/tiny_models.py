@@ -23,6 +23,8 @@ from transformers import (
     Qwen2Config,
 )
 
+from rlhf_min.attention import NAME
+
 VOCABULARY = 23
 
 
@@ -72,7 +74,7 @@ def _config(family: str, **extra):
 MODELS = [
     (family, attention)
     for family in ("llama", "qwen2", "gpt_neox", "gpt2")
-    for attention in ("sdpa", "eager")
+    for attention in ("sdpa", "eager", NAME)
 ] + [(family, "eager") for family in ("gpt_neo", "gemma2", "granite", "cohere")]
 
 
