@@ -216,10 +216,11 @@ def main(config: Config) -> dict:
             begin = time.perf_counter()
             at = batch_indices(len(train), config.batch_size, step, config.seed, partial=True)
             batch = [train[i] for i in at]
-            total, won = 0.0, 0.0
-            for rows in length_batches([pair.length for pair in batch], config.micro_batch, 2**15):
+            total, won, slots, empty = 0.0, 0.0, 0, 0.0
+            for rows in length_batches([pair.length for pair in batch], config.micro_batch, 2**13):
                 pairs = [batch[i] for i in rows]
                 tree = build_tree([p.prompt for p in pairs], [p.answers for p in pairs], layout)
+                slots, empty = slots + tree.ids.numel(), empty + tree.padding * tree.ids.numel()
                 chosen, rejected = branch_outputs(model, tree).view(len(pairs), 2, -1).unbind(1)
                 ratings = torch.tensor([p.ratings for p in pairs], device=chosen.device).unbind(1)
                 loss = loss_of(config, chosen, rejected, *ratings)
@@ -229,6 +230,7 @@ def main(config: Config) -> dict:
             rate = config.lr * warm_up_and_down(step, round(config.warm_up * steps), steps)
             norm = optimiser.step(rate, config.max_grad_norm)
             row = {"loss/train": total, "accuracy/train": won / len(batch), "learning_rate": rate}
+            row |= {"batch/padding": empty / slots}  # share of the slots that hold no token
             row |= {"grad/norm": norm, "time/step": time.perf_counter() - begin}
             if (step + 1) % config.eval_every == 0 or step + 1 == steps:
                 found, outputs = evaluate_reward_model(model, layout, held_out, config.tie)

@@ -3,15 +3,23 @@
     python benchmarks/compare.py MODEL --peer-python .venv-peers/bin/python --peers ../shared/peers
 
 MODEL is what the peers' make_shape.py wrote.  The peer's environment is separate; this project
-never depends on it.
+never depends on it.  With --data FILE and --tokenizer DIR a reward model of MODEL's shape is also
+trained on the first pairs of the file that fit in 1024 tokens, on both sides the same.
 """
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+import timing  # noqa: F401  (the way to rlhf_min)
+from transformers import AutoTokenizer
+
+from rlhf_min import data
 
 HERE = Path(__file__).parent
 JOBS = {
@@ -38,16 +46,62 @@ def run(python: str, script: Path, model: str, flags: str) -> dict:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def real_pairs(folder: Path, model: str, tokenizer: str, file: str, count: int) -> str:
+    """A reward model of this shape with a real tokenizer, and the pairs that both sides keep."""
+    shutil.copytree(model + "-rm", folder / "m-rm")
+    words = AutoTokenizer.from_pretrained(tokenizer)
+    for name in ("m", "m-rm"):
+        words.save_pretrained(folder / name)
+    length = lambda text: len(words(text).input_ids)  # noqa: E731
+    first = data.read_pairs([file])[0][:count]
+    keep = [
+        {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+        for pair in first
+        if length(pair.prompt) + max(length(pair.chosen), length(pair.rejected)) + 2 <= 1024
+    ]
+    for name, rows in (("train", keep), ("test", keep[:4])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"reward training, first {count} pairs of {Path(file).parent.name} ({len(keep)} fit)"
+
+
+def compare_pairs(args) -> None:
+    """One epoch over real pairs, four at a time; the sum of all steps' seconds."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        title = real_pairs(folder, args.model, args.tokenizer, args.data, args.real_pairs)
+        model, train = folder / "m", folder / "train.jsonl"
+        both = "--pairs 4 --max-length 1024 --dtype " + args.dtype
+        theirs = run(
+            args.peer_python, Path(args.peers) / "trl_reward_data.py", f"{model}-rm",
+            f"{train} {folder / 'test.jsonl'} --epochs 1 --prompt-characters 1000000 {both}",
+        )  # fmt: skip
+        ours = run(sys.executable, HERE / "reward_step.py", str(model), f"--data {train} {both}")
+    print(row(title, *(
+        {"median_seconds": sum(side["seconds"]), "peak_gb": side["peak_gb"]}
+        for side in (theirs, ours)
+    )), flush=True)  # fmt: skip
+
+
+def row(title: str, theirs: dict, ours: dict) -> str:
+    seconds, memory = ([side[k] for side in (theirs, ours)] for k in ("median_seconds", "peak_gb"))
+    cells = [f"{s:.2f} s, {m:.1f} GB" for s, m in zip(seconds, memory, strict=True)]
+    ratios = [f"{seconds[0] / seconds[1]:.1f} ×", f"{memory[1] / memory[0]:.2f} ×"]
+    return f"| {' | '.join([title, *cells, *ratios])} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("model")
     parser.add_argument("--peer-python", required=True)
     parser.add_argument("--peers", required=True)
     parser.add_argument("--rounds", type=int, default=2, help="processes of each side, in turn")
-    parser.add_argument("--job", type=int, nargs="+", default=list(range(len(JOBS))))
+    parser.add_argument("--job", type=int, nargs="*", default=list(range(len(JOBS))))
+    parser.add_argument("--data", help="pairs with real lengths: ../shared/data/ultrafeedback/…")
+    parser.add_argument("--real-pairs", type=int, default=128, help="of --data, from its start")
+    parser.add_argument("--tokenizer", help="folder of a real tokenizer, for --data")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     args = parser.parse_args()
-    model = str(Path(args.model).resolve())
+    args.model = model = str(Path(args.model).resolve())
     print("| job | TRL | ours | faster | memory |\n|---|---|---|---|---|", flush=True)
     for name, (ours, theirs, flags) in [list(JOBS.items())[i] for i in args.job]:
         flags = f"{flags} --dtype {args.dtype}"
@@ -55,17 +109,13 @@ def main() -> None:
         for _ in range(args.rounds):
             both["theirs"].append(run(args.peer_python, Path(args.peers) / theirs, model, flags))
             both["ours"].append(run(sys.executable, HERE / ours, model, flags))
-        seconds, memory = (
-            {side: statistics.median(r[key] for r in runs) for side, runs in both.items()}
-            for key in ("median_seconds", "peak_gb")
-        )
-        print(
-            f"| {name} | {seconds['theirs']:.2f} s, {memory['theirs']:.1f} GB "
-            f"| {seconds['ours']:.2f} s, {memory['ours']:.1f} GB "
-            f"| {seconds['theirs'] / seconds['ours']:.1f} × "
-            f"| {memory['ours'] / memory['theirs']:.2f} × |",
-            flush=True,
-        )
+        medians = {
+            side: {k: statistics.median(r[k] for r in runs) for k in ("median_seconds", "peak_gb")}
+            for side, runs in both.items()
+        }
+        print(row(name, **medians), flush=True)
+    if args.data:
+        compare_pairs(args)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """Peak memory of the log-prob step, forward and backward, beside the form that keeps all logits.
 
     python benchmarks/memory.py MODEL --answer-tokens 64
+    python benchmarks/memory.py MODEL --answer-tokens 128 --grow vocabulary --vocabulary 12288
 
-Runs 1×, 2×, 4×, 8× the answer tokens, each in a process of its own, both ways.
+Runs 1×, 2×, 4×, 8× the answer tokens (or the vocabulary), each in a process of its own, both ways.
 """
 
 import json
 import resource
+import statistics
 import subprocess
 import sys
+import time
 
 import timing
 import torch
@@ -25,31 +28,55 @@ def naive(model, ids: torch.Tensor, prompt: int) -> torch.Tensor:
 
 
 def main() -> None:
-    args = timing.arguments(__doc__, answer_tokens=64, prompt_tokens=64, rows=4, way="all")
+    args = timing.arguments(
+        __doc__,
+        answer_tokens=64,
+        prompt_tokens=64,
+        rows=4,
+        vocabulary=0,
+        grow="answer_tokens",
+        way="all",
+    )
     if args.way == "all":
-        curve = {}
+        memory, seconds = {}, {}
         for way in ("ours", "naive"):
             for factor in (1, 2, 4, 8):
-                tokens = str(factor * args.answer_tokens)
-                flags = ["--way", way, "--dtype", args.dtype, "--answer-tokens", tokens]
-                command = [sys.executable, __file__, args.model, *flags]
+                settings = {**vars(args), "way": way, args.grow: factor * vars(args)[args.grow]}
+                model = settings.pop("model")
+                flags = [
+                    x for k, v in settings.items() for x in ("--" + k.replace("_", "-"), str(v))
+                ]
+                command = [sys.executable, __file__, model, *flags]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
-                curve.setdefault(way, []).append(json.loads(done.stdout)["step_gb"])
-        print(json.dumps({**vars(args), "factors": [1, 2, 4, 8], "step_gb": curve}))
+                found = json.loads(done.stdout)
+                memory.setdefault(way, []).append(found["step_gb"])
+                seconds.setdefault(way, []).append(found["seconds"])
+        about = {**vars(args), "factors": [1, 2, 4, 8]}
+        print(json.dumps({**about, "step_gb": memory, "seconds": seconds}))
         return
     model = load_causal_lm(args.model, choose_dtype(args.dtype))
+    if args.vocabulary:
+        model.resize_token_embeddings(args.vocabulary, mean_resizing=False)
     ids = torch.randint(3, 250, (args.rows, args.prompt_tokens + args.answer_tokens))
     layout = choose_layout(model)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if args.way == "naive":
-        naive(model, ids.to(model.device), args.prompt_tokens).sum().backward()
-    else:
-        rows = ids.tolist()
-        prompts = [row[: args.prompt_tokens] for row in rows]
-        branches = [[row[args.prompt_tokens :]] for row in rows]
-        answer_log_probs(model, build_tree(prompts, branches, layout)).sum().backward()
+
+    def step() -> float:
+        begin = time.perf_counter()
+        if args.way == "naive":
+            naive(model, ids.to(model.device), args.prompt_tokens).sum().backward()
+        else:
+            rows = ids.tolist()
+            prompts = [row[: args.prompt_tokens] for row in rows]
+            branches = [[row[args.prompt_tokens :]] for row in rows]
+            answer_log_probs(model, build_tree(prompts, branches, layout)).sum().backward()
+        model.zero_grad()
+        return time.perf_counter() - begin
+
+    step()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"step_gb": round((peak - before) / 1e6, 2)}))
+    seconds = statistics.median(step() for _ in range(3))
+    print(json.dumps({"step_gb": round((peak - before) / 1e6, 2), "seconds": round(seconds, 2)}))
 
 
 if __name__ == "__main__":

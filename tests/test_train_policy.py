@@ -273,6 +273,12 @@ def test_trap_9_micro_batches_of_1_2_and_8_rows_give_the_same_weights(world, tmp
     ]
     for other in norms[1:]:
         assert other == pytest.approx(norms[0], rel=1e-4)
+    padding = [
+        [row["batch/padding"] for row in rows_of(tmp_path / str(n) / "metrics.jsonl")]
+        for n in sizes
+    ]
+    assert not any(padding[0]) and all(share > 0 for share in padding[-1])
+    assert padding[1] <= padding[-1] and max(padding[-1]) < 1
 
 
 def test_trap_9_a_low_token_limit_gives_the_same_weights(world, tmp_path, monkeypatch):
@@ -443,8 +449,8 @@ def test_the_gap_is_logged_at_every_step(world, tmp_path):
 METRICS = {
     "step", "reward/mean", "reward/with_kl", "kl/mean", "baseline/value", "advantage/mean",
     "advantage/std", "length/mean", "finished/rate", "text/distinct_2", "text/longest_run",
-    "alignment/gap", "grad/norm", "learning_rate", "time/sample", "time/score", "time/reference",
-    "time/policy",
+    "alignment/gap", "batch/padding", "grad/norm", "learning_rate", "time/sample", "time/score",
+    "time/reference", "time/policy",
 }  # fmt: skip
 SUMMARY = {
     "reward/mean", "reward/mean_low", "reward/mean_high", "kl/mean", "length/mean", "finished/rate",

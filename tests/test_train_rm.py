@@ -207,6 +207,12 @@ def test_trap_9_micro_batches_of_1_2_and_8_give_the_same_weights(world, tmp_path
     ]
     for other in norms[1:]:
         assert other == pytest.approx(norms[0], rel=1e-4)
+    padding = [
+        [row["batch/padding"] for row in rows_of(tmp_path / str(n) / "metrics.jsonl")]
+        for n in sizes
+    ]
+    assert not any(padding[0]) and all(share > 0 for share in padding[-1])
+    assert padding[1] <= padding[-1] and max(padding[-1]) < 1
 
 
 def test_gradient_checkpointing_gives_the_same_weights(world, tmp_path):
@@ -270,7 +276,7 @@ def test_the_folder_holds_what_the_contract_says(world, tmp_path, head, pictures
     assert record["data"]["fingerprint"] and record["config"]["seed"] == 0
     metrics = rows_of(out / "metrics.jsonl")
     assert [row["step"] for row in metrics] == [1, 2, 3, 4]
-    always = {"loss/train", "accuracy/train", "learning_rate", "grad/norm"}
+    always = {"loss/train", "accuracy/train", "learning_rate", "grad/norm", "batch/padding"}
     sometimes = {"loss/held_out", "accuracy/held_out"}
     sometimes |= {"accuracy/held_out_low", "accuracy/held_out_high"}
     for row in metrics:
