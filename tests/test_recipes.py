@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from tiny_models import tiny_folder
 
+from rlhf_min import zoo
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -53,3 +55,23 @@ def test_the_reference_set_up_runs_on_a_stand_in_with_a_system_turn_and_pad_equa
     assert set(summary["before"]) == set(summary["after"])
     accuracy = json.loads((tmp_path / "runs/rm/summary.json").read_text())["accuracy"]
     assert 0 <= accuracy <= 1
+
+
+def test_the_circle_runs_and_its_table_names_every_round(tmp_path):
+    """One round from a hardly trained model: sample, judge, mix, retrain, continue, judge again."""
+    start = str(tmp_path / "start")
+    zoo.build_base(start, steps=60, examples=2000)
+    out = tmp_path / "loop"
+    reward = str(tmp_path / "rm")
+    train = ["train_rm.py", "--model", start, "--out", reward, "--limit", "20", "--max-steps", "1"]
+    subprocess.run([sys.executable, *train], cwd=ROOT, check=True, capture_output=True)
+    environment = {"START": start, "REWARD_MODEL": reward, "STEPS": "1", "OLD": "40", "COLD": "1"}
+    done = shell("loop.sh", "1", "30", str(out), **environment)
+    table = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert [row.split("|")[1].strip() for row in table[2:]] == ["start", "0", "1"]
+    assert (out / "loop.png").read_bytes().startswith(b"\x89PNG")
+    record = json.loads((out / "rm-1/run.json").read_text())["config"]
+    assert record["data"] == ["zoo", str(out / "judge-1/comparisons.jsonl")]
+    assert (record["model"], record["limit"]) == (start, 40)
+    policy = json.loads((out / "policy-1/run.json").read_text())["config"]
+    assert policy["reference"] == start and policy["reward_model"] == str(out / "rm-1")
