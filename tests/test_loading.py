@@ -373,10 +373,13 @@ import resource, sys, torch
 from rlhf_min.loading import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
-fill = lambda: torch.ones(2**25)  # 128 MiB: above the most that glibc keeps by itself
-fill()
+def step():
+    for _ in range(8):
+        torch.ones(2**23)  # 32 MiB: from here on glibc always gives back
+for _ in range(3):
+    step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-fill()
+step()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
@@ -387,4 +390,4 @@ def test_freed_memory_is_used_again_without_fresh_pages():
         int(subprocess.check_output([sys.executable, "-c", PAGES, how], text=True))
         for how in ("keep", "return")
     )
-    assert kept < 10 < returned
+    assert kept < returned / 4  # not none: holes between blocks are found after a few rounds
