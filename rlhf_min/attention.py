@@ -13,6 +13,8 @@ from transformers.masking_utils import eager_mask
 NAME = "products"
 QUERIES = 256  # in one block of a long row: its scores stay in the cache
 
+LONGEST = 1024  # keys of a row as a whole: its weights are kept for the backward pass
+
 
 def use_products(model):
     """Let a model on the CPU that would use `sdpa` take `attention` below; returns the model."""
@@ -26,13 +28,12 @@ def attention(module, query, key, value, attention_mask, scaling=None, **kwargs)
     """What transformers calls in each layer → [B, L, H, D] (and no weights).
 
     query [B, H, L, D]; key, value [B, G, M, D], G dividing H; additive mask [B, 1, L, M].  Where
-    the mask carries `spans` (prompt_tree.build_tree), hidden blocks are not computed.  Long rows
-    without them and float32 rows go to `sdpa`, which is faster there.
+    the mask carries `spans` (prompt_tree.build_tree), hidden blocks are not computed.  Without them
+    float32 rows, and rows of more than LONGEST keys, go to `sdpa`.
     """
     spans = getattr(attention_mask, "spans", None)
-    one = query.shape[2] == 1 and attention_mask is not None
-    short = query.dtype == torch.bfloat16 and attention_mask is not None
-    if spans is None and not one and not short:
+    few = key.shape[2] <= LONGEST and query.dtype == torch.bfloat16
+    if attention_mask is None or (spans is None and not few and query.shape[2] > 1):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
