@@ -30,12 +30,11 @@ from rlhf_min.evaluation import gold_ratings, rollout_metrics, show, side_by_sid
 from rlhf_min.log_probs import answer_log_probs
 from rlhf_min.optimiser import MasterAdamW, warm_up
 from rlhf_min.policy_setup import load_prompts, set_up
-from rlhf_min.prompt_tree import build_tree, length_batches
+from rlhf_min.prompt_tree import MICRO_TOKENS, build_tree, length_batches
 from rlhf_min.run_log import Clock, RunLog, check_folder, check_unfinished
 from rlhf_min.sampling import sample
 from rlhf_min.scoring import alignment_gap, check_alignment, ruler_of
 
-MICRO_TOKENS = 2**13  # slots of one forward and backward at most: 6 GB for 135 M weights
 BASELINES = {  # they start at 0, the reference model's mean reward on the ruler
     "moving-average": lambda config: baselines.MovingAverage(start=0.0),
     "ema": lambda config: baselines.ExponentialAverage(value=0.0, decay=config.ema_decay),

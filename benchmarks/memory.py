@@ -1,16 +1,14 @@
 """Peak memory of the log-prob step, forward and backward, beside the form that keeps all logits.
 
     python benchmarks/memory.py MODEL --answer-tokens 64
-    python benchmarks/memory.py MODEL --answer-tokens 128 --grow vocabulary --vocabulary 12288
+    python benchmarks/memory.py MODEL --grow vocabulary --vocabulary 24576
 
-Runs 1×, 2×, 4×, 8× the answer tokens (or the vocabulary), each in a process of its own, both ways.
+Runs 1×, 2×, 4×, 8× the answer tokens (or what --grow names), each in a process of its own, both
+ways; with --way ours or naive once, as it is.
 """
 
 import json
-import resource
 import statistics
-import subprocess
-import sys
 import time
 
 import timing
@@ -29,37 +27,21 @@ def naive(model, ids: torch.Tensor, prompt: int) -> torch.Tensor:
 
 def main() -> None:
     args = timing.arguments(
-        __doc__,
-        answer_tokens=64,
-        prompt_tokens=64,
-        rows=4,
-        vocabulary=0,
-        grow="answer_tokens",
-        way="all",
+        __doc__, answer_tokens=64, prompt_tokens=64, rows=4, vocabulary=0, way="both"
     )
-    if args.way == "all":
-        memory, seconds = {}, {}
-        for way in ("ours", "naive"):
-            for factor in (1, 2, 4, 8):
-                settings = {**vars(args), "way": way, args.grow: factor * vars(args)[args.grow]}
-                model = settings.pop("model")
-                flags = [
-                    x for k, v in settings.items() for x in ("--" + k.replace("_", "-"), str(v))
-                ]
-                command = [sys.executable, __file__, model, *flags]
-                done = subprocess.run(command, capture_output=True, text=True, check=True)
-                found = json.loads(done.stdout)
-                memory.setdefault(way, []).append(found["step_gb"])
-                seconds.setdefault(way, []).append(found["seconds"])
-        about = {**vars(args), "factors": [1, 2, 4, 8]}
-        print(json.dumps({**about, "step_gb": memory, "seconds": seconds}))
+    if args.way == "both":
+        args.grow = args.grow or "answer_tokens"
+        curves = {}
+        for args.way in ("ours", "naive"):
+            curves[args.way] = timing.curve(args)
+        print(json.dumps(vars(args) | {"factors": timing.FACTORS} | curves))
         return
     model = load_causal_lm(args.model, choose_dtype(args.dtype))
     if args.vocabulary:
         model.resize_token_embeddings(args.vocabulary, mean_resizing=False)
     ids = torch.randint(3, 250, (args.rows, args.prompt_tokens + args.answer_tokens))
     layout = choose_layout(model)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = timing.peak_gb()
 
     def step() -> float:
         begin = time.perf_counter()
@@ -74,9 +56,10 @@ def main() -> None:
         return time.perf_counter() - begin
 
     step()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = timing.peak_gb()
     seconds = statistics.median(step() for _ in range(3))
-    print(json.dumps({"step_gb": round((peak - before) / 1e6, 2), "seconds": round(seconds, 2)}))
+    found = {"step_gb": round(peak - before, 2), "step_seconds": round(seconds, 2)}
+    print(json.dumps(vars(args) | found))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ def main() -> None:
     args = timing.arguments(
         __doc__, prompts=2, samples=4, prompt_tokens=128, answer_tokens=32, kl=0.05, micro_batch=16
     )
+    if args.grow:
+        return timing.report_curve(args)
     config = train_policy.Config(
         samples=args.samples, batch_size=args.prompts * args.samples, kl=args.kl, lr=1e-6,
         micro_batch=args.micro_batch,

@@ -13,7 +13,7 @@ from rlhf_min.evaluation import EncodedPair, encode_pairs
 from rlhf_min.loading import choose_dtype, choose_layout, load_tokenizer
 from rlhf_min.optimiser import MasterAdamW
 from rlhf_min.preference_losses import bradley_terry
-from rlhf_min.prompt_tree import build_tree, length_batches
+from rlhf_min.prompt_tree import MICRO_TOKENS, build_tree, length_batches
 from rlhf_min.reward_model import branch_outputs, load_reward_model
 
 
@@ -31,8 +31,10 @@ def fixed_pairs(args, tokenizer) -> list[EncodedPair]:
 def main() -> None:
     args = timing.arguments(
         __doc__, pairs=4, prompt_tokens=128, answer_tokens=64, data="", rows=128, max_length=1024,
-        micro_batch=16, micro_tokens=2048,
+        micro_batch=16, micro_tokens=MICRO_TOKENS,
     )  # fmt: skip
+    if args.grow:
+        return timing.report_curve(args)
     tokenizer = load_tokenizer(args.model)
     model = load_reward_model(args.model + "-rm", choose_dtype(args.dtype))
     layout, optimiser = choose_layout(model), MasterAdamW(model)

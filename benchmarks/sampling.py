@@ -33,6 +33,8 @@ def main() -> None:
     args = timing.arguments(
         __doc__, rows=8, samples=4, prompt_tokens=128, answer_tokens=32, uneven=0
     )
+    if args.grow:
+        return timing.report_curve(args)
     tokenizer = load_tokenizer(args.model)
     model = load_causal_lm(args.model, choose_dtype(args.dtype))
     kinds = {"ours": model.config._attn_implementation, "generate": "sdpa"}

@@ -6,6 +6,7 @@ import random
 import resource
 import statistics
 import string
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,20 +17,48 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the scripts live in the ro
 
 from rlhf_min.loading import keep_freed_memory
 
+FACTORS = (1, 2, 4, 8)
+CURVES = ("median_seconds", "peak_gb", "gpu_peak_gb", "step_gb", "step_seconds")
+
 
 def arguments(about: str, **defaults: int) -> argparse.Namespace:
-    """Parse `model`, --dtype, --threads, --steps and one flag for each of the defaults."""
+    """Parse `model`, --dtype, --threads, --steps, --grow and one flag for each of the defaults."""
     parser = argparse.ArgumentParser(description=about.split("\n")[0], allow_abbrev=False)
     parser.add_argument("model")
     for name, value in ({"steps": 6} | defaults).items():
         parser.add_argument("--" + name.replace("_", "-"), type=type(value), default=value)
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--grow", choices=[k for k, v in defaults.items() if type(v) is int])
     args = parser.parse_args()
     keep_freed_memory()  # as every script does
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     return args
+
+
+def curve(args: argparse.Namespace) -> dict[str, list]:
+    """What the running script prints for 1×, 2×, 4×, 8× `args.grow`, each in its own process."""
+    found = []
+    for factor in FACTORS:
+        settings = vars(args) | {args.grow: factor * vars(args)[args.grow], "grow": None}
+        model = settings.pop("model")
+        flags = [
+            word
+            for name, value in settings.items()
+            if value is not None
+            for word in ("--" + name.replace("_", "-"), str(value))
+        ]
+        done = subprocess.run([sys.executable, sys.argv[0], model, *flags], capture_output=True)
+        if done.returncode:
+            raise SystemExit(done.stderr.decode())
+        found.append(json.loads(done.stdout))
+    return {k: [f[k] for f in found] for k in found[0] if k in CURVES}
+
+
+def report_curve(args: argparse.Namespace) -> None:
+    """One JSON line: settings, and what `curve` found."""
+    print(json.dumps(vars(args) | {"factors": FACTORS} | curve(args)))
 
 
 def random_texts(count: int, letters: int) -> list[str]:
@@ -50,14 +79,21 @@ def timed(step, count: int) -> list[float]:
     return seconds
 
 
+def peak_gb() -> float:
+    """The most memory taken so far: the GPU's where there is one, else the process's."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
 def report(args: argparse.Namespace, seconds: list[float], **more) -> None:
-    """One JSON line: settings, seconds, the median without the first two, peak memory in GB."""
+    """One JSON line: settings, seconds, the median without the first two, peak memory."""
     steady = seconds[2:] or seconds
     numbers = {
         "seconds": [round(s, 3) for s in seconds],
         "median_seconds": round(statistics.median(steady), 3),
-        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
+        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),  # as peers
     }
     if torch.cuda.is_available():
-        numbers["gpu_peak_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+        numbers["gpu_peak_gb"] = round(peak_gb(), 2)
     print(json.dumps({**vars(args), **numbers, **more}))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 SPANS_FROM = 256  # slots from which a tree's attention goes block by block (attention.py)
+MICRO_TOKENS = 2**13  # slots of one forward and backward at most: 6 GB for 135 M weights
 
 
 @dataclass(frozen=True)

@@ -239,6 +239,22 @@ def test_trap_22_the_ruler_is_the_start_model_s_own_reward(world, tmp_path, monk
     assert ruler == pytest.approx({"mean": mean, "std": variance**0.5}, abs=1e-5)
 
 
+def test_trap_22_the_ruler_is_the_reference_s_even_where_the_policy_starts_elsewhere(
+    world, tmp_path
+):
+    """A later round of the circle: every policy of a reward model is read on the same ruler."""
+    other = tiny_folder(tmp_path / "other", "smol", seed=5)
+    GenerationConfig(eos_token_id=[2, *range(40, 70)]).save_pretrained(other)
+
+    def ruler(name: str, **models: str) -> dict:
+        run(world, tmp_path / name, steps=1, **models)
+        return json.loads((tmp_path / name / "run.json").read_text())["data"]["ruler"]
+
+    alone = ruler("alone")
+    assert ruler("moved", model=str(other), reference=world["model"]) == pytest.approx(alone)
+    assert ruler("other", model=str(other)) != pytest.approx(alone)
+
+
 def test_trap_22_another_scale_of_the_reward_model_trains_the_same_policy(world, tmp_path):
     """Rewards × 5: the ruler takes it out again (up to rounding)."""
     other = trained_folder(world["model"], tmp_path / "rm", "scalar")

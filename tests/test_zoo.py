@@ -366,6 +366,20 @@ def test_the_start_model_is_the_same_for_a_seed_and_leaves_the_callers_dice_alon
     assert not all(torch.equal(a[k], c[k]) for k in a)
 
 
+def test_another_seed_begins_from_other_weights(tmp_path):
+    """Not only from other examples: at a learning rate of 0 the first weights are what is saved."""
+    import torch
+    from safetensors.torch import load_file
+
+    from rlhf_min import zoo_base
+
+    examples = [{"prompt": QUESTION, "answer": a} for a in (RIGHT, BEST)] * 40
+    for seed in (1, 2):
+        zoo_base.build(tmp_path / str(seed), examples, seed=seed, steps=1, lr=0.0)
+    a, b = (load_file(tmp_path / str(seed) / "model.safetensors") for seed in (1, 2))
+    assert not torch.equal(a["model.embed_tokens.weight"], b["model.embed_tokens.weight"])
+
+
 def test_nothing_half_written_and_nothing_overwritten(tmp_path, monkeypatch):
     from transformers import PreTrainedTokenizerFast
 
