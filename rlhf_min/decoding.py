@@ -1,5 +1,6 @@
 """A model at the end of many rows: the prompts once, then one token in, the next logits out."""
 
+import functools
 import warnings
 from contextlib import contextmanager
 
@@ -83,19 +84,20 @@ class StaticDecoder(Decoder):
     """The same with tensors that never change their shape or place, so that one token is one graph.
 
     A CUDA graph replays some thousand kernels at once where Python would launch them one by one.
-    The whole cache is read, the mask hides what is not written yet.  Elsewhere than on a GPU, or
-    where a model cannot be captured (a warning says so), the step runs as it is.
+    The whole cache is read, the mask hides what is not written yet.  On a CPU, or where a model
+    cannot be captured (a warning says so), the step runs as it is.
     """
 
     leave_at = 0.5  # a new graph each time
 
     def __init__(self, model, prompts: list[list[int]], samples: int, room: int):
         self.slot = torch.zeros(1, dtype=torch.long, device=model.device)
+        room += -(max(map(len, prompts)) + room) % 16  # fused attention wants aligned masks
         super().__init__(model, prompts, samples, room)
         self.slot += self.width
         self.mask[..., self.width :] = torch.finfo(model.dtype).min
         self.token = torch.zeros_like(self.position)
-        self.step = None
+        self.graph, self.capturable = None, model.device.type == "cuda"
 
     def _roomy(self, layer: DynamicLayer, samples: int, room: int) -> DynamicLayer:
         return StaticLayer(layer, samples, room, self.slot)
@@ -108,39 +110,54 @@ class StaticDecoder(Decoder):
         self.token.copy_(token[:, None])
         self.position += 1
         self.mask.index_fill_(-1, self.slot, 0)
-        if self.step is None:
-            self.step = captured(self._one_step)
-        logits = self.step()
+        if self.graph is None and self.capturable:
+            self.graph = captured(self._one_step, self.token.device)
+            self.capturable = self.graph is not None
+        logits = self._one_step() if self.graph is None else self.graph()
         self.slot += 1
         return logits
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows only, in a graph of their own."""
         super().keep(rows)
-        self.token, self.step = self.token[rows], None
+        self.token, self.graph = self.token[rows], None
 
 
-def captured(step):
-    """`step` (no arguments, always the same tensors) as a CUDA graph, where there is a GPU.
+@functools.cache
+def side_stream(device: torch.device):
+    """One stream for all captures: every stream that multiplies gets a workspace of its own."""
+    return torch.cuda.Stream(device)
 
-    Source: PyTorch's notes on CUDA graphs: first a run on a side stream, then the capture.
+
+def captured(step, device: torch.device):
+    """A CUDA graph of `step` (no arguments, always the same tensors): what replays it.
+
+    None, with a warning, where a step waits for the GPU or copies from the CPU.  Source: PyTorch's
+    notes on CUDA graphs: first runs on a side stream, then the capture, which computes nothing.
     """
-    if not torch.cuda.is_available():
-        return step
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            output = step()
-    except RuntimeError as error:
-        warnings.warn(f"sampling without a CUDA graph, slower: {error}", stacklevel=2)
-        return step
+    with torch.cuda.device(device):
+        caller, side = torch.cuda.current_stream(), side_stream(device)
+        strictness = torch.cuda.get_sync_debug_mode()
+        graph = torch.cuda.CUDAGraph()
+        side.wait_stream(caller)
+        try:
+            with torch.cuda.stream(side):
+                step()  # whatever is done once only
+                torch.cuda.set_sync_debug_mode("error")
+                step()  # a failed capture harms the allocator: fail before it
+                torch.cuda.set_sync_debug_mode(strictness)
+            caller.wait_stream(side)
+            with torch.cuda.graph(graph, stream=side):
+                output = step()
+        except RuntimeError as error:
+            reason = str(error.__context__ or error)  # the error itself would keep the cache alive
+            warnings.warn(f"sampling without a CUDA graph, slower: {reason}", stacklevel=2)
+            return None
+        finally:
+            torch.cuda.set_sync_debug_mode(strictness)
+            torch.cuda.set_stream(caller)  # a failed capture leaves its own in place
 
-    def replay():
+    def replay() -> Tensor:
         graph.replay()
         return output
 
@@ -184,35 +201,57 @@ class RoomyLayer(DynamicLayer):
         self._show()
 
 
-class StaticLayer(RoomyLayer):
-    """A cache layer that shows all its room, and writes where the tensor `slot` [1] says."""
+class StaticLayer(DynamicLayer):
+    """A cache layer that shows all its room, and writes where the tensor `slot` [1] says.
+
+    Keys lie in the usual order: torch's fused kernels on a GPU take no other.
+    """
 
     def __init__(self, layer: DynamicLayer, samples: int, room: int, slot: Tensor):
+        super().__init__()
+        self.lazy_initialization(layer.keys, layer.values)
         self.slot = slot
-        super().__init__(layer, samples, room)
-
-    def _show(self) -> None:
-        self.keys, self.values = self.key_store.mT, self.value_store
+        self.keys, self.values = (
+            F.pad(x, (0, 0, 0, room)).repeat_interleave(samples, 0)
+            for x in (layer.keys, layer.values)
+        )
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
         """Write the states of one new token [B, heads, 1, size]; returns the whole room."""
-        self.key_store.index_copy_(3, self.slot, key_states.mT)
-        self.value_store.index_copy_(2, self.slot, value_states)
+        self.keys.index_copy_(2, self.slot, key_states)
+        self.values.index_copy_(2, self.slot, value_states)
         return self.keys, self.values
 
 
 def make_decoder(model, prompts: list[list[int]], samples: int, room: int) -> Decoder:
     """A static decoder on a GPU, where the model can take one; a growing one elsewhere."""
-    static = model.device.type == "cuda" and can_be_static(model, max(map(len, prompts)) + room)
+    static = model.device.type == "cuda" and can_be_static(model)
     return (StaticDecoder if static else Decoder)(model, prompts, samples, room)
 
 
-def can_be_static(model, length: int) -> bool:
-    """Whether all layers see all of a row of `length` slots: no window, no recurrent state."""
-    window = getattr(model.config.get_text_config(), "window_size", None)  # GPT-Neo's, in slots
+def can_be_static(model) -> bool:
+    """Whether every layer sees all of a row: no sliding window, no recurrent state.
+
+    Nor GPT-Neo's window, which counts slots; its attention copies a number from the CPU besides.
+    """
+    window = getattr(model.config.get_text_config(), "window_size", None)
     layers = DynamicCache(config=model.config).layers
-    whole = all(type(layer) is DynamicLayer for layer in layers)
-    return whole and (window is None or length <= window)
+    return window is None and all(type(layer) is DynamicLayer for layer in layers)
+
+
+@contextmanager
+def ready_to_decode(model, new_tokens: int):
+    """Meanwhile the model is in evaluation mode, with packed weights.
+
+    Under gradient checkpointing a model in training mode would switch its cache off.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        with packed_weights(model, new_tokens):
+            yield
+    finally:
+        model.train(was_training)
 
 
 @contextmanager
@@ -223,8 +262,8 @@ def packed_weights(model, new_tokens: int):
     the weights for as long.  Nothing happens elsewhere than on a CPU, nor for a few tokens.
     """
     layers = []
-    if model.device.type == "cpu" and new_tokens >= PACK_FROM and torch.backends.mkldnn.enabled:
-        layers = [m for m in model.modules() if type(m) is nn.Linear]
+    if model.device.type == "cpu" and new_tokens >= PACK_FROM and multiplies_packed():
+        layers = [m for m in model.modules() if type(m) is nn.Linear and "forward" not in vars(m)]
         layers = [m for m in layers if m.weight.dtype == torch.bfloat16]
     try:
         for layer in layers:
@@ -232,7 +271,13 @@ def packed_weights(model, new_tokens: int):
         yield
     finally:
         for layer in layers:
-            del layer.forward
+            vars(layer).pop("forward", None)
+
+
+def multiplies_packed() -> bool:
+    """Whether this torch and this CPU can (torch.compile asks the same)."""
+    mkldnn = torch.backends.mkldnn
+    return mkldnn.is_available() and mkldnn.enabled and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def packed(layer: nn.Linear):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rlhf_min import InputError
-from rlhf_min.decoding import make_decoder, packed_weights
+from rlhf_min.decoding import make_decoder, ready_to_decode
 from rlhf_min.loading import (
     context_length,
     decode_answer,
@@ -58,15 +58,13 @@ def sample(
     The model's generation_config (greedy decoding, top-k, penalties) is never consulted.  Prompts
     run through the model once; finished rows leave the batch.
     """
-    was_training = model.training
-    model.eval()  # under gradient checkpointing a training model would switch its cache off
     device, total = model.device, len(prompts) * samples
     tokens = torch.full((total, max_new_tokens), -1, device=device)
     log_probs = torch.zeros(total, device=device)
     rows = torch.arange(total, device=device)  # which answer each row of the batch belongs to
     running = torch.ones(total, dtype=torch.bool, device=device)
     ends = torch.tensor(end_ids, device=device)
-    with packed_weights(model, max_new_tokens):
+    with ready_to_decode(model, max_new_tokens):
         decoder = make_decoder(model, prompts, samples, max_new_tokens)
         logits = decoder.logits
         for t in range(max_new_tokens):
@@ -85,7 +83,6 @@ def sample(
                 rows, token, running = rows[keep], token[keep], running[keep]
             logits = decoder(token)
 
-    model.train(was_training)
     finished = torch.isin(tokens, ends).any(1)
     answers = [[i for i in row if i >= 0] for row in tokens.tolist()]
     return Rollout(

@@ -236,6 +236,14 @@ def test_trap_19_the_cache_is_on_under_gradient_checkpointing(monkeypatch):
     assert plain.answers == rollout.answers and not model.training
 
 
+def test_a_model_comes_back_in_training_mode_even_after_an_error(monkeypatch):
+    model = tiny_model("llama", "sdpa", torch.float32).train()
+    monkeypatch.setattr(sampling, "draw", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sample(model, PROMPTS, 2, 6, [22], 1.0, seeded())
+    assert model.training
+
+
 def test_a_prompt_runs_through_the_model_once_for_all_its_samples(monkeypatch):
     model = tiny_model("llama", "sdpa", torch.float32)
     shapes, forward = [], model.forward
