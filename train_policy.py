@@ -30,7 +30,7 @@ from rlhf_min.evaluation import gold_ratings, rollout_metrics, show, side_by_sid
 from rlhf_min.log_probs import answer_log_probs
 from rlhf_min.optimiser import MasterAdamW, warm_up
 from rlhf_min.policy_setup import load_prompts, set_up
-from rlhf_min.prompt_tree import MICRO_TOKENS, build_tree, length_batches
+from rlhf_min.prompt_tree import build_tree, length_batches
 from rlhf_min.run_log import Clock, RunLog, check_folder, check_unfinished
 from rlhf_min.sampling import sample
 from rlhf_min.scoring import alignment_gap, check_alignment, ruler_of
@@ -147,7 +147,9 @@ def update(setup, optimiser, baseline, rollout, rewards, weights, config, rate, 
     first, last, divergence, a = (torch.zeros_like(rewards) for _ in range(4))
     slots, empty = 0, 0.0
     for number in range(config.updates):
-        for rows in length_batches(rollout.row_lengths, config.micro_batch, MICRO_TOKENS):
+        for rows in length_batches(
+            rollout.row_lengths, config.micro_batch, setup.layout.micro_tokens
+        ):
             prompts = [rollout.prompts[p] for p in rows]
             tree = build_tree(prompts, [rollout.answers[p] for p in rows], setup.layout)
             slots, empty = slots + tree.ids.numel(), empty + tree.padding * tree.ids.numel()

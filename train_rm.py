@@ -38,7 +38,7 @@ from rlhf_min.preference_losses import (
     rating_margin,
     ratings_win_loss,
 )
-from rlhf_min.prompt_tree import MICRO_TOKENS, build_tree, length_batches
+from rlhf_min.prompt_tree import build_tree, length_batches
 from rlhf_min.ratings import (
     answer_entropy,
     marginal_entropy,
@@ -218,7 +218,7 @@ def main(config: Config) -> dict:
             batch = [train[i] for i in at]
             total, won, slots, empty = 0.0, 0.0, 0, 0.0
             lengths = [pair.length for pair in batch]
-            for rows in length_batches(lengths, config.micro_batch, MICRO_TOKENS):
+            for rows in length_batches(lengths, config.micro_batch, layout.micro_tokens):
                 pairs = [batch[i] for i in rows]
                 tree = build_tree([p.prompt for p in pairs], [p.answers for p in pairs], layout)
                 slots, empty = slots + tree.ids.numel(), empty + tree.padding * tree.ids.numel()

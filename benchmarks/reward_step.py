@@ -13,7 +13,7 @@ from rlhf_min.evaluation import EncodedPair, encode_pairs
 from rlhf_min.loading import choose_dtype, choose_layout, load_tokenizer
 from rlhf_min.optimiser import MasterAdamW
 from rlhf_min.preference_losses import bradley_terry
-from rlhf_min.prompt_tree import MICRO_TOKENS, build_tree, length_batches
+from rlhf_min.prompt_tree import build_tree, length_batches
 from rlhf_min.reward_model import branch_outputs, load_reward_model
 
 
@@ -31,13 +31,14 @@ def fixed_pairs(args, tokenizer) -> list[EncodedPair]:
 def main() -> None:
     args = timing.arguments(
         __doc__, pairs=4, prompt_tokens=128, answer_tokens=64, data="", rows=128, max_length=1024,
-        micro_batch=16, micro_tokens=MICRO_TOKENS,
+        micro_batch=16, micro_tokens=0,
     )  # fmt: skip
     if args.grow:
         return timing.report_curve(args)
     tokenizer = load_tokenizer(args.model)
     model = load_reward_model(args.model + "-rm", choose_dtype(args.dtype))
     layout, optimiser = choose_layout(model), MasterAdamW(model)
+    micro_tokens = args.micro_tokens or layout.micro_tokens
     if args.data:
         some = data.read_pairs([args.data])[0][: args.rows]
         pairs, dropped = encode_pairs(tokenizer, some, args.max_length, "--data")
@@ -48,7 +49,7 @@ def main() -> None:
     def step(number: int) -> None:
         batch = pairs[number * args.pairs : (number + 1) * args.pairs]
         lengths = [pair.length for pair in batch]
-        for rows in length_batches(lengths, args.micro_batch, args.micro_tokens):
+        for rows in length_batches(lengths, args.micro_batch, micro_tokens):
             tree = build_tree(
                 [batch[i].prompt for i in rows], [batch[i].answers for i in rows], layout
             )

@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from rlhf_min.prompt_tree import Tree, hidden_states
 
 LOGITS_AT_ONCE = 2**22  # numbers in one chunk of logits: 16 MiB of float32
+ROWS_AT_LEAST = 128  # of them: with fewer, reading the head takes longer than multiplying by it
 
 
 def answer_log_probs(model, tree: Tree, temperature: float = 1.0) -> Tensor:
@@ -25,7 +26,8 @@ def token_log_probs(model, tree: Tree, temperature: float = 1.0) -> Tensor:
     pass: memory does not grow with tokens × vocabulary.
     """
     hidden = hidden_states(model, tree)[tree.predictors]
-    rows = max(1, LOGITS_AT_ONCE // model.get_output_embeddings().weight.shape[0])
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    rows = max(ROWS_AT_LEAST, LOGITS_AT_ONCE // vocabulary)
 
     def chunk(h: Tensor, targets: Tensor) -> Tensor:
         z = logits(model, h)

@@ -131,6 +131,7 @@ def test_chunking_the_logits_changes_nothing(monkeypatch, numbers):
     heads = []
     model.lm_head.register_forward_hook(lambda _, h, out: heads.append(h[0].shape[0]))
     monkeypatch.setattr(log_probs, "LOGITS_AT_ONCE", numbers)
+    monkeypatch.setattr(log_probs, "ROWS_AT_LEAST", 1)
     got = answer_log_probs(model, tree())
     tokens = sum(len(answer) for _, answer in FLAT)
     assert max(heads) <= max(1, numbers // 23) and sum(heads) == tokens

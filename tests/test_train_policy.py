@@ -24,6 +24,7 @@ import rlhf_min.evaluation
 import train_policy
 from rlhf_min import InputError, zoo
 from rlhf_min.optimiser import MasterAdamW
+from rlhf_min.prompt_tree import Layout
 from rlhf_min.sampling import sample
 
 ROOT = Path(__file__).parents[1]
@@ -299,7 +300,7 @@ def test_trap_9_micro_batches_of_1_2_and_8_rows_give_the_same_weights(world, tmp
 
 def test_trap_9_a_low_token_limit_gives_the_same_weights(world, tmp_path, monkeypatch):
     one = run(world, tmp_path / "a", lr=1e-4)
-    monkeypatch.setattr(train_policy, "MICRO_TOKENS", 10)
+    monkeypatch.setattr(Layout, "micro_tokens", 10)
     close(run(world, tmp_path / "b", lr=1e-4), one)
 
 
