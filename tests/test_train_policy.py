@@ -244,7 +244,7 @@ def test_trap_22_the_ruler_is_the_reference_s_even_where_the_policy_starts_elsew
     world, tmp_path
 ):
     """A later round of the circle: every policy of a reward model is read on the same ruler."""
-    other = tiny_folder(tmp_path / "other", "smol", seed=5)
+    other = tiny_folder(tmp_path / "model", "smol", seed=5)
     GenerationConfig(eos_token_id=[2, *range(40, 70)]).save_pretrained(other)
 
     def ruler(name: str, **models: str) -> dict:
