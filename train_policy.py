@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 import train_rm
@@ -29,7 +30,7 @@ from rlhf_min.command_line import option
 from rlhf_min.evaluation import gold_ratings, rollout_metrics, show, side_by_side
 from rlhf_min.log_probs import answer_log_probs
 from rlhf_min.optimiser import MasterAdamW, warm_up
-from rlhf_min.policy_setup import load_prompts, set_up
+from rlhf_min.policy_setup import PolicySetup, load_prompts, set_up
 from rlhf_min.prompt_tree import build_tree, length_batches
 from rlhf_min.run_log import Clock, RunLog, check_folder, check_unfinished
 from rlhf_min.sampling import sample
@@ -135,64 +136,91 @@ def build_missing(config: Config) -> None:
         train_rm.main(train_rm.Config(model=config.model, out=reward_model))
 
 
-def update(setup, optimiser, baseline, rollout, rewards, weights, config, rate, guard, clock):
-    """Learn from one rollout: rewards, weights [P, K] without gradient → rewards with KL, metrics.
+class Learner:
+    """The policy, and what learning keeps beside it: the optimiser and the running baseline."""
 
-    The log-probs of the answers are computed again, with gradient; the forward that gives the
-    gradient also gives the KL of the reward, and a running baseline is known before the batch, so
-    each micro-batch goes forward, reward, backward at once.  With `guard` the alignment guard may
-    raise InputError before any weight changes.
-    """
-    rewards = rewards.clone()
-    first, last, divergence, a = (torch.zeros_like(rewards) for _ in range(4))
-    slots, empty = 0, 0.0
-    for number in range(config.updates):
-        for rows in length_batches(
-            rollout.row_lengths, config.micro_batch, setup.layout.micro_tokens
-        ):
-            prompts = [rollout.prompts[p] for p in rows]
-            tree = build_tree(prompts, [rollout.answers[p] for p in rows], setup.layout)
-            slots, empty = slots + tree.ids.numel(), empty + tree.padding * tree.ids.numel()
-            log_probs = answer_log_probs(setup.policy, tree, config.temperature)
-            log_probs = log_probs.view(len(rows), config.samples)
+    def __init__(self, setup: PolicySetup, config: Config):
+        self.setup, self.config = setup, config
+        self.optimiser = MasterAdamW(setup.policy)
+        self.baseline = BASELINES[config.baseline](config)
+
+    def state_dict(self) -> dict:
+        """What `load_state_dict` goes on from."""
+        return {
+            "policy": self.setup.policy.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "baseline": asdict(self.baseline),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """As after the step that `state` was taken at."""
+        self.setup.policy.load_state_dict(state["policy"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.baseline = replace(self.baseline, **state["baseline"])
+
+    def advantages(self, rewards: Tensor) -> Tensor:
+        """What some prompts' rewards, KL included, are better than expected: [p, K] → [p, K]."""
+        if self.config.baseline == "leave-one-out":
+            return baselines.leave_one_out(rewards)
+        return baselines.advantages(rewards, self.baseline)
+
+    def loss(self, log_probs: Tensor, old: Tensor, advantages: Tensor, count: int) -> Tensor:
+        """A micro-batch's share of the loss over `count` answers; log-probs and the rest [p, K]."""
+        if self.config.objective == "reinforce":
+            return policy_losses.reinforce(log_probs, advantages, count)
+        return policy_losses.ppo_clip(log_probs, old, advantages, count, self.config.clip)
+
+    def update(self, rollout, rewards, weights, rate, guard, clock) -> dict:
+        """Learn from one rollout: rewards, weights [P, K] without gradient → metrics.
+
+        The log-probs of the answers are computed again, with gradient; the forward that gives the
+        gradient also gives the KL of the reward, and a running baseline is known before the batch,
+        so each micro-batch goes forward, reward, backward at once.  With `guard` the alignment
+        guard may raise InputError before any weight changes.
+        """
+        setup, config = self.setup, self.config
+        rewards = rewards.clone()
+        first, last, divergence, a = (torch.zeros_like(rewards) for _ in range(4))
+        lengths, slots, empty = rollout.row_lengths, 0, 0.0
+        for number in range(config.updates):
+            for rows in length_batches(lengths, config.micro_batch, setup.layout.micro_tokens):
+                prompts = [rollout.prompts[p] for p in rows]
+                tree = build_tree(prompts, [rollout.answers[p] for p in rows], setup.layout)
+                slots, empty = slots + tree.ids.numel(), empty + tree.padding * tree.ids.numel()
+                log_probs = answer_log_probs(setup.policy, tree, config.temperature)
+                log_probs = log_probs.view(len(rows), config.samples)
+                clock("policy")
+                if number == 0:  # the rollout's worth is fixed before its first update
+                    with torch.no_grad():
+                        ref = answer_log_probs(setup.reference, tree, config.temperature)
+                    clock("reference")
+                    ref = ref.view_as(log_probs)
+                    first[rows] = log_probs.detach()
+                    divergence[rows] = kl.k1(first[rows], ref)
+                    rewards[rows] = shaping.with_kl(rewards[rows], first[rows], ref, config.kl)
+                    a[rows] = self.advantages(rewards[rows]) * weights[rows]
+                self.loss(log_probs, first[rows], a[rows], rewards.numel()).backward()
+                last[rows] = log_probs.detach()
+                clock("policy")
+            gap = alignment_gap(rollout, first)
+            if guard and number == 0:
+                check_alignment(gap, setup.policy.dtype)
+            norm = self.optimiser.step(rate, config.max_grad_norm)
             clock("policy")
-            if number == 0:  # the rollout's worth is fixed before its first update
-                with torch.no_grad():
-                    ref = answer_log_probs(setup.reference, tree, config.temperature)
-                clock("reference")
-                ref = ref.view_as(log_probs)
-                first[rows] = log_probs.detach()
-                divergence[rows] = kl.k1(first[rows], ref)
-                rewards[rows] = shaping.with_kl(rewards[rows], first[rows], ref, config.kl)
-                if config.baseline == "leave-one-out":
-                    a[rows] = baselines.leave_one_out(rewards[rows]) * weights[rows]
-                else:
-                    a[rows] = baselines.advantages(rewards[rows], baseline) * weights[rows]
-            if config.objective == "reinforce":
-                loss = policy_losses.reinforce(log_probs, a[rows], rewards.numel())
-            else:
-                old = first[rows]
-                loss = policy_losses.ppo_clip(log_probs, old, a[rows], rewards.numel(), config.clip)
-            loss.backward()
-            last[rows] = log_probs.detach()
-            clock("policy")
-        gap = alignment_gap(rollout, first)
-        if guard and number == 0:
-            check_alignment(gap, setup.policy.dtype)
-        norm = optimiser.step(rate, config.max_grad_norm)
-        clock("policy")
-    clipped = policy_losses.clip_fraction(last, first, config.clip)
-    return rewards, {
-        "reward/with_kl": rewards.mean().item(),
-        "kl/mean": divergence.mean().item(),
-        "advantage/mean": a.mean().item(),
-        "advantage/std": a.std().item(),
-        "clip/fraction": clipped.item(),
-        "alignment/gap": gap,
-        "grad/norm": norm,
-        "batch/padding": empty / slots,  # share of the slots that hold no token
-        "learning_rate": rate,
-    }
+        clipped = policy_losses.clip_fraction(last, first, config.clip)
+        used, self.baseline = self.baseline.value, self.baseline.updated(rewards)
+        return {
+            "reward/with_kl": rewards.mean().item(),
+            "baseline/value": used,
+            "kl/mean": divergence.mean().item(),
+            "advantage/mean": a.mean().item(),
+            "advantage/std": a.std().item(),
+            "clip/fraction": clipped.item(),
+            "alignment/gap": gap,
+            "grad/norm": norm,
+            "batch/padding": empty / slots,  # share of the slots that hold no token
+            "learning_rate": rate,
+        }
 
 
 def main(config: Config) -> dict:
@@ -207,14 +235,11 @@ def main(config: Config) -> dict:
     if config.gradient_checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})
         policy.train()  # dropout is 0; checkpointing works in training mode only
-    optimiser = MasterAdamW(policy)
-    baseline = BASELINES[config.baseline](config)
+    learner = Learner(setup, config)
     state = load_checkpoint(config.out) if config.resume else None
     if state:
-        policy.load_state_dict(state["policy"])
-        optimiser.load_state_dict(state["optimiser"])
+        learner.load_state_dict(state)
         generator.set_state(state["generator"])
-        baseline = replace(baseline, **state["baseline"])
     else:
         before, samples_before = bench.measure(policy)
         ruler = ruler_of(setup.reference_rewards(config.ruler_prompts, config.seed))
@@ -229,7 +254,7 @@ def main(config: Config) -> dict:
             at = batch_indices(len(setup.prompts), setup.per_step, step, config.seed)
             prompts, ids = [setup.prompts[i] for i in at], [setup.prompt_ids[i] for i in at]
 
-            # Sample.  No gradient, no graph: π is re-forwarded in `update`.
+            # Sample.  No gradient, no graph: π is re-forwarded in `Learner.update`.
             rollout = sample(policy, ids, config.samples, generator=generator, **setup.sampling)
             start = None
             if scorer.needs_start:
@@ -245,13 +270,9 @@ def main(config: Config) -> dict:
 
             # Learn.
             rate = config.lr * warm_up(step, config.warm_up)
-            rewards, learnt = update(
-                setup, optimiser, baseline, rollout, rewards, weights, config, rate,
-                guard=step == first, clock=clock,
-            )  # fmt: skip
-            used, baseline = baseline.value, baseline.updated(rewards)
+            learnt = learner.update(rollout, rewards, weights, rate, step == first, clock)
 
-            row = {"reward/mean": scores.mean().item(), "baseline/value": used, **learnt}
+            row = {"reward/mean": scores.mean().item(), **learnt}
             row |= rollout_metrics(rollout) | clock.seconds
             if setup.gold:
                 golds = gold_ratings(setup.gold, prompts, setup.tokenizer, rollout)
@@ -263,11 +284,8 @@ def main(config: Config) -> dict:
             bar.set_postfix({k: f"{row[key]:.2f}" for k, key in shown.items() if key in row})
             stopping = stop()
             if stopping or (step + 1) % config.save_every == 0:
-                save_checkpoint(config.out, {
-                    **kept, "step": step + 1, "policy": policy.state_dict(),
-                    "optimiser": optimiser.state_dict(), "generator": generator.get_state(),
-                    "baseline": asdict(baseline),
-                })  # fmt: skip
+                now = {"step": step + 1, "generator": generator.get_state()}
+                save_checkpoint(config.out, {**kept, **now, **learner.state_dict()})
             if stopping:
                 raise KeyboardInterrupt
 

@@ -12,9 +12,7 @@ import timing
 import torch
 
 import train_policy
-from rlhf_min.baselines import MovingAverage
 from rlhf_min.loading import choose_dtype, choose_layout, load_causal_lm, load_tokenizer
-from rlhf_min.optimiser import MasterAdamW
 from rlhf_min.policy_setup import PolicySetup
 from rlhf_min.rewards import standardise
 from rlhf_min.run_log import Clock
@@ -44,7 +42,7 @@ def main() -> None:
         policy, reference, tokenizer, scorer, choose_layout(policy), texts, ids, args.prompts,
         sampling, None, None, {},
     )  # fmt: skip
-    optimiser = MasterAdamW(policy)
+    learner = train_policy.Learner(setup, config)
     generator = torch.Generator(policy.device).manual_seed(0)
     parts = Counter()
 
@@ -57,9 +55,7 @@ def main() -> None:
         scores, weights = scorer(rollout, texts[some])
         rewards = standardise(scores, 0.0, 1.0)
         clock("score")
-        train_policy.update(
-            setup, optimiser, MovingAverage(), rollout, rewards, weights, config, 1e-6, False, clock
-        )
+        learner.update(rollout, rewards, weights, 1e-6, guard=False, clock=clock)
         if number >= 2:
             parts.update(clock.seconds)
 

@@ -233,7 +233,8 @@ def test_a_step_that_cannot_be_captured_runs_and_says_so_once(fails, monkeypatch
         assert cuda.current == "caller" and cuda.strictness == 0
         decoder.keep(torch.arange(6))
         tries = cuda.log.count("capture")
-        with warnings.catch_warnings(action="error"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
             logits = decoder(TOKENS[1])
         assert cuda.log.count("capture") == tries == (fails == "capture")
     assert_close(logits, plain_logits(model, TOKENS[:2].T), atol=1e-4, rtol=1e-4)
