@@ -32,7 +32,7 @@ from rlhf_min.log_probs import answer_log_probs
 from rlhf_min.optimiser import MasterAdamW, warm_up
 from rlhf_min.policy_setup import PolicySetup, load_prompts, set_up
 from rlhf_min.prompt_tree import build_tree, length_batches
-from rlhf_min.run_log import Clock, RunLog, check_folder, check_unfinished
+from rlhf_min.run_log import Clock, RunLog, check_folder, check_unfinished, is_unfinished
 from rlhf_min.sampling import sample
 from rlhf_min.scoring import alignment_gap, check_alignment, ruler_of
 
@@ -114,6 +114,13 @@ def check(config: Config) -> None:
         raise InputError("--eval-prompts must be at least 1, --ruler-prompts at least 2")
     if config.temperature <= 0 or config.max_new_tokens < 1 or config.updates < 1:
         raise InputError("--temperature must be above 0, --max-new-tokens and --updates at least 1")
+    for flag in ("model", "reward_model", "reference"):
+        place = getattr(config, flag)
+        if place != Config.reward_model and is_unfinished(place):
+            raise InputError(
+                f"--{flag.replace('_', '-')} {place} is a run that was interrupted: "
+                "go on with it first, by the same command with --resume"
+            )
     check_folder(config.out, config, config.resume, config.overwrite)
     check_unfinished(config.out, config.resume)
 
@@ -122,7 +129,9 @@ def build_missing(config: Config) -> None:
     """With the default places, build what is not there yet, and say so."""
     no_model = config.model == Config.model and not Path(config.model).exists()
     reward_model = config.reward_model
-    no_reward = reward_model == Config.reward_model and not Path(reward_model).exists()
+    interrupted = is_unfinished(reward_model)
+    no_reward = interrupted or not Path(reward_model).exists()
+    no_reward = no_reward and reward_model == Config.reward_model
     if no_reward and (config.reading == "entropic" or config.weight != "none"):
         raise InputError(
             "--reading entropic and --weight need a ratings head: train one with "
@@ -132,8 +141,8 @@ def build_missing(config: Config) -> None:
         print(f"{config.model} is missing: building the zoo's start model first")
         zoo.build_base(config.model)
     if no_reward:
-        print(f"{reward_model} is missing: training a reward model on the zoo first")
-        train_rm.main(train_rm.Config(model=config.model, out=reward_model))
+        print(f"{reward_model} is missing or unfinished: training a reward model on the zoo first")
+        train_rm.main(train_rm.Config(model=config.model, out=reward_model, resume=interrupted))
 
 
 class Learner:

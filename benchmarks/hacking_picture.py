@@ -36,7 +36,11 @@ def main() -> None:
     curve(left, [hacked], "reward/gold", GOLD, "gold rating (the truth, 1 to 10)")
     other = left.twinx()
     curve(other, [hacked], "reward/mean", LEARNT, "learned reward (right axis)")
-    left.set(title="No KL: the learned reward is hacked", xlabel="step", ylabel="gold rating")
+    left.set(
+        title="No KL: the learned reward is hacked",
+        xlabel="step (training prompts)",
+        ylabel="gold rating",
+    )
     left.set_ylim(0.5, 10.2)
     other.set_ylabel("learned reward (std of start model's)")
     lines = left.get_lines()[1:] + other.get_lines()[1:]
@@ -44,9 +48,9 @@ def main() -> None:
     rounds = sorted(loop.glob("policy-*"), key=lambda p: int(p.name.split("-")[1]))
     curve(right, [hacked], "reward/gold", GOLD, "no KL")
     curve(right, [policy], "reward/gold", CURE, "KL penalty 0.2")
-    curve(right, rounds, "reward/gold", CIRCLE, "KL, and judging and retraining (3 rounds)")
+    curve(right, rounds, "reward/gold", CIRCLE, "KL, judging, retraining")
     right.set(title="Two cures", xlabel="step", ylabel="gold rating", ylim=(0.5, 10.2))
-    right.legend(loc="lower left", fontsize=8)
+    right.legend(loc="center right", fontsize=8)
     figure.savefig(out, dpi=110)
 
 

@@ -28,6 +28,8 @@ def save_checkpoint(out: str | Path, state: dict) -> None:
 def load_checkpoint(out: str | Path) -> dict | None:
     """The state that save_checkpoint wrote, or None where there is none."""
     path = Path(out) / "checkpoint.pt"
+    if not path.exists():
+        print(f"nothing to resume in {out}: starting from the beginning")
     return torch.load(path, weights_only=True, map_location="cpu") if path.exists() else None
 
 

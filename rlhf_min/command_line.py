@@ -42,7 +42,8 @@ def run(
         sys.stdout.flush()
         return 0
     except KeyboardInterrupt:
-        message, code = "interrupted", 130
+        how = ": --resume goes on" if hasattr(config_class, "resume") else ""
+        message, code = f"interrupted{how}", 130
     except BrokenPipeError:  # `… | head`: nobody reads on, and Python's last flush must not say so
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None

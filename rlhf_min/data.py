@@ -120,7 +120,8 @@ def _seam(chosen: str, rejected: str, where: str) -> tuple[str, str, str] | str:
     parts = start[:cut].strip(), chosen[cut:].lstrip(), rejected[cut:].lstrip()
     if not all(parts):
         raise InputError(
-            f"{where} has no prompt column, and its answers share no start, or only it"
+            f"{where} has no prompt column, and its two answers do not begin with a prompt that "
+            "both repeat: add a column named prompt"
         )
     return parts
 
@@ -195,7 +196,7 @@ def prompt_text(prompt: Prompt) -> str:
 
 
 def split_by_prompt(items: list, fraction: float, limit: int | None, seed: int) -> tuple:
-    """Pairs or prompts → (train, held-out), order kept, no prompt on both sides (MATH.md, trap 15).
+    """Pairs or prompts → (train, held-out), order kept, no prompt on both sides (trap 15).
 
     Each prompt gets a hash of seed and text in [0, 1) and is held out below `fraction`, so it stays
     where it is when rows come or go; lowest first, at most `limit` items, at least one prompt each.
@@ -205,9 +206,7 @@ def split_by_prompt(items: list, fraction: float, limit: int | None, seed: int) 
     texts = [prompt_text(item.prompt if isinstance(item, Pair) else item) for item in items]
     sizes = Counter(texts)
     if len(sizes) < 2:
-        reason = (
-            "equal prompts: no held-out split by prompt is possible with fewer than two of them"
-        )
+        reason = "all rows of --data have the same prompt, so no split by prompt can hold one out"
         raise InputError(f"{reason}: name other data with --eval-data")
     hashes = {text: hashlib.sha256(f"{seed} {text}".encode()).hexdigest() for text in sizes}
     held_out, room = set(), len(items) if limit is None else limit

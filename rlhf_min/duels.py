@@ -58,7 +58,7 @@ class Outcome:
 
 
 def settle(duel: Duel, verdicts: list[Verdict | None]) -> Outcome:
-    """One winner from the verdicts of all orders (MATH.md, section 3); None: not yet known."""
+    """One winner from the verdicts of all orders (both orders, or a tie); None: not yet known."""
     if duel.a == duel.b:
         return Outcome("tie", explanation="the answers are identical")
     orders, explanations = [], []

@@ -111,8 +111,10 @@ def baseline_figure(metrics: list[dict]) -> Figure | None:
     """The baseline beside the reward that it follows, and what is left: the advantage."""
     figure, axes = panels(2, sharex=True)
     draw(axes[0], metrics, "reward/with_kl", BLUE, "reward, standardised, with KL penalty")
-    draw(axes[0], metrics, "baseline/value", ORANGE, "baseline", raw=False)
-    finish(axes[0], "Baseline", "reward", xlabel="")
+    running = any(series(metrics, "baseline/value")[1])  # leave-one-out has none, nor has none
+    if running:
+        draw(axes[0], metrics, "baseline/value", ORANGE, "baseline", raw=False)
+    finish(axes[0], "Baseline" if running else "Reward, no running baseline", "reward", xlabel="")
     if not draw(axes[1], metrics, "advantage/mean", GREEN, "mean"):
         return None
     steps, mean, deviation = series(metrics, "advantage/mean", "advantage/std")
@@ -120,7 +122,7 @@ def baseline_figure(metrics: list[dict]) -> Figure | None:
     low, high = [m - s for m, s in pairs], [m + s for m, s in pairs]
     axes[1].fill_between(steps, low, high, color=GREEN, alpha=0.15, lw=0, label="± deviation")
     axes[1].axhline(0, color="0.5", linewidth=0.8)
-    finish(axes[1], "Advantage: reward − baseline", "reward")
+    finish(axes[1], "Advantage: reward − baseline" if running else "Advantage", "reward")
     return figure
 
 

@@ -62,7 +62,8 @@ def load_prompts(config) -> tuple[list, list]:
     if per_step > len(prompts):
         raise InputError(
             f"--batch-size {config.batch_size} with --samples {config.samples} asks for {per_step} "
-            f"prompts a step, but --data has {len(prompts)}: lower the one or raise the other"
+            f"prompts a step, but --data has {len(prompts)} besides those held out: "
+            f"take --batch-size {len(prompts) * config.samples} or lower"
         )
     return prompts, held_out
 

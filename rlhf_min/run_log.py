@@ -58,6 +58,11 @@ def check_unfinished(out: str, resume: bool) -> None:
         )
 
 
+def is_unfinished(folder: str) -> bool:
+    """Whether a training run began here and has saved no model yet."""
+    return (Path(folder) / "run.json").exists() and not (Path(folder) / "config.json").exists()
+
+
 def environment() -> dict:
     """What a reader needs to run it again: versions, commit, device."""
     source = Path(__file__).parent

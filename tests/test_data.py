@@ -625,7 +625,7 @@ def test_few_prompts_still_give_two_sides():
 def test_a_split_that_cannot_be_made():
     same = [Pair("p", f"{i}", "x") for i in range(5)]
     for items in (same, ["p", [user("p")]], []):
-        with pytest.raises(InputError, match=r"equal prompts.*--eval-data"):
+        with pytest.raises(InputError, match=r"same prompt.*--eval-data"):
             split_by_prompt(items, 0.5, None, 0)
     twice = [*same, *(Pair("q", f"{i}", "x") for i in range(5))]
     with pytest.raises(InputError, match=r"at most 4 rows.*--eval-data"):

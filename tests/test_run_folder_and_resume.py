@@ -306,7 +306,7 @@ def test_control_c_through_the_shell_then_resume(tmp_path, policy_world):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 130
-    assert "Traceback" not in errors and errors.rstrip().endswith("interrupted")
+    assert "Traceback" not in errors and errors.rstrip().endswith("interrupted: --resume goes on")
     done = load_checkpoint(out)["step"]
     assert 3 <= done < 60 and len(rows_of(metrics)) == done
     train_policy.main(policy_config(world, out, **settings, resume=True))

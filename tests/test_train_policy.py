@@ -582,6 +582,42 @@ def tiny_zoo(tmp_path_factory):
     return {"model": str(place / "base"), "reward_model": rm}
 
 
+def unfinished(folder: Path) -> Path:
+    """What an interruption leaves of a training run."""
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("flag", ["model", "reward_model", "reference"])
+def test_a_model_whose_training_was_interrupted_is_named(world, tmp_path, flag):
+    place = unfinished(tmp_path / "half")
+    name = "scalar" if flag == "reward_model" else flag
+    config = config_of({**world, name: str(place)}, tmp_path / "out")
+    with pytest.raises(InputError, match=f"--{flag.replace('_', '-')} .*half .*--resume"):
+        train_policy.main(config)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_an_interrupted_default_reward_model_is_gone_on_with(tmp_path, monkeypatch, interrupted):
+    """`make demo`, Ctrl-C while the reward model trains, `make demo`."""
+    monkeypatch.chdir(tmp_path)
+    Path("runs/zoo-base").mkdir(parents=True)
+    if interrupted:
+        unfinished(Path("runs/rm"))
+    seen = []
+    monkeypatch.setattr(train_policy.train_rm, "main", seen.append)
+    train_policy.check(train_policy.Config())
+    train_policy.build_missing(train_policy.Config())
+    (config,) = seen
+    assert config.out == "runs/rm" and config.resume == interrupted
+    Path("runs/rm").mkdir(exist_ok=True)
+    (Path("runs/rm") / "config.json").write_text("{}")
+    train_policy.build_missing(train_policy.Config())
+    assert len(seen) == 1
+
+
 def test_in_the_zoo_gold_is_measured_and_no_argument_is_needed(
     tiny_zoo, tmp_path, monkeypatch, capsys
 ):

@@ -79,7 +79,7 @@ def softmax(z: list[float]) -> list[float]:
 
 
 def loop_loss(c: train_rm.Config, chosen, rejected, good, bad) -> float:
-    """The loss as MATH.md words it, with Python numbers only."""
+    """The loss −log Σ_{i>j} w_i l_j as it is written, with Python numbers only."""
     n = len(chosen)
     if c.head == "scalar":
         total = 0.0
