@@ -1,4 +1,4 @@
-# make demo: the whole circle on the embedded world.  make test: lint and tests, what CI runs.
+# make demo: start model, reward model and policy in the embedded world.  make test: lint and tests, what CI runs.
 # Both set up .venv on the first call.  PYTHON=python3.12 make test takes another interpreter.
 PYTHON ?= python3
 BIN := .venv/bin
