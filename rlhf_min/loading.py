@@ -67,6 +67,8 @@ def load_causal_lm(path: str, dtype: torch.dtype, device: torch.device | None = 
             f"{path} lacks the weight {sorted(info['missing_keys'])[0]}, so it is no complete "
             "causal language model: save it again with save_pretrained"
         )
+    if any(name.startswith("score.") for name in info["unexpected_keys"]):
+        raise InputError(f"{path} is a reward model (it has a head `score`): give a language model")
     return use_products(model.to(device or choose_device()).eval())
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_reward_model import trained_folder
 from tiny_models import MODELS, tiny_folder, tiny_model, tiny_tokenizer
 from torch.testing import assert_close
 from transformers import MambaConfig, MambaForCausalLM
@@ -391,3 +392,13 @@ def test_freed_memory_is_used_again_without_fresh_pages():
         for how in ("keep", "return")
     )
     assert kept < returned / 4  # not none: holes between blocks are found after a few rounds
+
+
+@pytest.mark.parametrize("head", ["scalar", "ratings"])
+def test_a_reward_model_is_no_language_model_even_where_the_head_is_tied(tmp_path, head):
+    """With tied embeddings no weight is missing: it would be trained as a policy, silently."""
+    base = tiny_folder(tmp_path / "base", "smol", "qwen2")
+    folder = trained_folder(base, tmp_path / "rm", head)
+    with pytest.raises(InputError, match=r"rm is a reward model .*language model"):
+        load_causal_lm(str(folder), torch.float32)
+    load_causal_lm(str(base), torch.float32)
