@@ -120,8 +120,8 @@ def _seam(chosen: str, rejected: str, where: str) -> tuple[str, str, str] | str:
     parts = start[:cut].strip(), chosen[cut:].lstrip(), rejected[cut:].lstrip()
     if not all(parts):
         raise InputError(
-            f"{where} has no prompt column, and its two answers do not begin with a prompt that "
-            "both repeat: add a column named prompt"
+            f"{where} has no prompt column, and its texts are not one shared prompt with an "
+            "answer each: add a column named prompt"
         )
     return parts
 

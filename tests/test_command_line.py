@@ -268,7 +268,7 @@ def test_interrupt_is_130(capsys):
     def main(config):
         raise KeyboardInterrupt
 
-    assert sentence(capsys, main, code=130) == "interrupted\n"
+    assert sentence(capsys, main, code=130) == "interrupted: --resume goes on\n"
 
 
 SCRIPT = '''

@@ -309,7 +309,7 @@ CHAT = {
         ({"chosen": "same", "rejected": "other"}, ["no prompt column"]),
         (
             {"chosen": "\n\nHuman: p\n\nAssistant: a", "rejected": "\n\nHuman: p\n\nAssistant:"},
-            ["only"],
+            ["one shared prompt with an answer each"],
         ),
         (ROW | {"chosen_rating": 3.0}, ["chosen_rating only"]),
         (ROW | {"score_rejected": 3.0, "score_chosen": None}, ["score_rejected only"]),
