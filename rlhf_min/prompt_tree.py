@@ -29,7 +29,7 @@ class Layout:
     def micro_tokens(self) -> int:
         """Slots of one forward and backward at most.
 
-        On a CPU fewer are faster: what one layer hands to the next stays in the cache.
+        On a CPU fewer are faster and take less memory (docs/LOG.md).
         """
         return 2**11 if self.device.type == "cpu" else 2**13
 

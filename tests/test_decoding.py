@@ -23,6 +23,9 @@ from rlhf_min.decoding import (
 from rlhf_min.sampling import sample
 
 WHOLE = [(family, attention) for family, attention in MODELS if family != "gemma2"]  # no window
+packs = pytest.mark.skipif(
+    not decoding.multiplies_packed(), reason="this CPU does not multiply bfloat16"
+)
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12, 13], [14]]
 TOKENS = torch.tensor([[3, 4, 5, 6, 7, 8], [9, 3, 9, 3, 9, 3], [0, 1, 2, 0, 1, 2]])
 
@@ -31,6 +34,17 @@ def plain_logits(model, answers: torch.Tensor) -> torch.Tensor:
     """Oracle: what follows each whole row, computed without a cache: [B, V]."""
     rows = [PROMPTS[b // 2] + answer for b, answer in enumerate(answers.tolist())]
     return torch.stack([model(torch.tensor([r]), use_cache=False).logits[0, -1] for r in rows])
+
+
+def follow(decoder: Decoder, model) -> None:
+    """Three tokens; half of the rows leave before the third."""
+    for t in range(2):
+        logits = decoder(TOKENS[t])
+        assert_close(logits, plain_logits(model, TOKENS[: t + 1].T), atol=1e-4, rtol=1e-4)
+    left = torch.tensor([0, 3, 4])
+    decoder.keep(left)
+    logits = decoder(TOKENS[2, left])
+    assert_close(logits, plain_logits(model, TOKENS.T)[left], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [Decoder, StaticDecoder])
@@ -43,13 +57,7 @@ def test_each_step_follows_from_the_whole_row(kind, family, attention):
     model = tiny_model(family, attention, torch.float32)
     decoder = kind(model, PROMPTS, 2, 4)
     assert_close(decoder.logits, plain_logits(model, torch.zeros(6, 0, dtype=torch.long)))
-    for t in range(2):
-        logits = decoder(TOKENS[t])
-        assert_close(logits, plain_logits(model, TOKENS[: t + 1].T), atol=1e-4, rtol=1e-4)
-    left = torch.tensor([0, 3, 4])
-    decoder.keep(left)
-    logits = decoder(TOKENS[2, left])
-    assert_close(logits, plain_logits(model, TOKENS.T)[left], atol=1e-4, rtol=1e-4)
+    follow(decoder, model)
 
 
 @torch.no_grad()
@@ -206,13 +214,7 @@ def test_replayed_steps_follow_from_the_whole_rows(monkeypatch):
     decoder = StaticDecoder(model, PROMPTS, 2, 4)
     decoder.capturable = True
     decoder._one_step = capturing(cuda, decoder._one_step)
-    for t in range(2):
-        logits = decoder(TOKENS[t])
-        assert_close(logits, plain_logits(model, TOKENS[: t + 1].T), atol=1e-4, rtol=1e-4)
-    left = torch.tensor([0, 3, 4])
-    decoder.keep(left)
-    logits = decoder(TOKENS[2, left])
-    assert_close(logits, plain_logits(model, TOKENS.T)[left], atol=1e-4, rtol=1e-4)
+    follow(decoder, model)
     capture = ["run", "run", "capture", "run", "replay"]
     assert cuda.log == [*capture, "replay", *capture]
     assert cuda.current == "caller" and cuda.strictness == 0
@@ -265,6 +267,7 @@ def bfloat16_linear(bias: bool) -> nn.Linear:
     return nn.Linear(40, 24, bias=bias, dtype=torch.bfloat16)
 
 
+@packs
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("rows", [1, 3, 8, 300])
 @torch.no_grad()
@@ -298,6 +301,7 @@ def test_layers_are_handed_back_plain_even_after_an_error():
     assert layer.weight.grad is not None
 
 
+@packs
 def test_an_error_while_packing_is_the_one_that_is_seen(monkeypatch):
     layers = nn.Sequential(bfloat16_linear(False), bfloat16_linear(False))
     real, seen = decoding.packed, []
