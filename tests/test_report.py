@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_min import InputError
-from rlhf_min.plots import policy_plots, reward_model_plots
+from rlhf_min.plots import baseline_figure, policy_plots, reward_model_plots
 from rlhf_min.report import main, number, visible, write_comparison, write_report
 from rlhf_min.run_folder import read_jsonl, read_run, series, smooth
 from rlhf_min.verdict import hack_verdict
@@ -254,6 +254,16 @@ def test_a_last_line_cut_off_is_dropped_and_a_broken_one_is_an_error(tmp_path):
     path.write_text("[1]\n")
     with pytest.raises(InputError, match="JSON object"):
         read_jsonl(path)
+
+
+@pytest.mark.parametrize(("value", "drawn"), [(0.0, False), (0.3, True)])
+def test_a_baseline_is_drawn_only_where_one_runs(value, drawn):
+    """Leave-one-out's is not the zero that its metrics hold."""
+    row = {"reward/with_kl": 0.5, "baseline/value": value, "advantage/mean": 0.0}
+    rows = [{"step": n, **row, "advantage/std": 1.0} for n in range(1, 4)]
+    above, below = baseline_figure(rows).axes
+    labels = above.get_legend_handles_labels()[1]
+    assert ("baseline" in labels) == drawn == ("baseline" in below.get_title())
 
 
 @pytest.mark.filterwarnings("error::UserWarning")

@@ -324,3 +324,8 @@ def test_a_gradient_that_is_not_finite_is_told_in_words(tmp_path, policy_world, 
         command_line.run(train_policy.main, train_policy.Config, line)
     assert stop.value.code == 2
     assert "error: " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_nothing_to_resume_is_said(tmp_path, capsys):
+    assert load_checkpoint(tmp_path) is None
+    assert f"nothing to resume in {tmp_path}" in capsys.readouterr().out
