@@ -17,14 +17,25 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from rlhf_min import InputError, command_line, data, judges, report
+from rlhf_min import InputError, command_line
 from rlhf_min.command_line import option
-from rlhf_min.duels import Duel, Journal, comparisons, settle, summarise, write_verdicts
-from rlhf_min.human_judge import judge_by_hand
-from rlhf_min.loading import choose_dtype, context_length, load_causal_lm, load_tokenizer
-from rlhf_min.run_folder import read_json, read_jsonl
-from rlhf_min.run_log import RunLog, check_folder
-from rlhf_min.sampling import answer
+from rlhf_min.data import preferences as data
+from rlhf_min.data.files import read_json, read_jsonl
+from rlhf_min.hardware.device import choose_dtype
+from rlhf_min.judging import judges
+from rlhf_min.judging.comparisons import (
+    Duel,
+    Journal,
+    comparisons,
+    settle,
+    summarise,
+    write_verdicts,
+)
+from rlhf_min.judging.human_judge import judge_by_hand
+from rlhf_min.models.loading import context_length, load_causal_lm, load_tokenizer
+from rlhf_min.models.sampling import answer
+from rlhf_min.reporting import report
+from rlhf_min.reporting.run_folder import RunLog, check_folder
 
 GIVE_UP = 10  # questions in a row without any reply
 

@@ -16,25 +16,35 @@ from torch import Tensor
 from tqdm import tqdm
 
 import train_rm
-from rlhf_min import InputError, baselines, command_line, kl, policy_losses, report, zoo
-from rlhf_min import rewards as shaping
-from rlhf_min.batches import batch_indices
-from rlhf_min.checkpoints import (
+from rlhf_min import InputError, command_line
+from rlhf_min.command_line import option
+from rlhf_min.data.order import batch_indices
+from rlhf_min.hardware.optimiser import MasterAdamW, warm_up
+from rlhf_min.maths import baselines, policy_losses
+from rlhf_min.maths import reward_shaping as kl
+from rlhf_min.maths import reward_shaping as shaping
+from rlhf_min.models.log_probs import answer_log_probs
+from rlhf_min.models.prompt_tree import build_tree, length_batches
+from rlhf_min.models.sampling import sample
+from rlhf_min.models.scoring import alignment_gap, check_alignment, ruler_of
+from rlhf_min.policy_setup import PolicySetup, load_prompts, set_up
+from rlhf_min.reporting import report
+from rlhf_min.reporting.checkpoints import (
     drop_checkpoint,
     interruptible,
     load_checkpoint,
     save_checkpoint,
     save_model,
 )
-from rlhf_min.command_line import option
-from rlhf_min.evaluation import gold_ratings, rollout_metrics, show, side_by_side
-from rlhf_min.log_probs import answer_log_probs
-from rlhf_min.optimiser import MasterAdamW, warm_up
-from rlhf_min.policy_setup import PolicySetup, load_prompts, set_up
-from rlhf_min.prompt_tree import build_tree, length_batches
-from rlhf_min.run_log import Clock, RunLog, check_folder, check_unfinished, is_unfinished
-from rlhf_min.sampling import sample
-from rlhf_min.scoring import alignment_gap, check_alignment, ruler_of
+from rlhf_min.reporting.evaluation import gold_ratings, rollout_metrics, show, side_by_side
+from rlhf_min.reporting.run_folder import (
+    Clock,
+    RunLog,
+    check_folder,
+    check_unfinished,
+    is_unfinished,
+)
+from rlhf_min.zoo import start_model
 
 BASELINES = {  # they start at 0, the reference model's mean reward on the ruler
     "moving-average": lambda config: baselines.MovingAverage(start=0.0),
@@ -139,7 +149,7 @@ def build_missing(config: Config) -> None:
         )
     if no_model:
         print(f"{config.model} is missing: building the zoo's start model first")
-        zoo.build_base(config.model)
+        start_model.build_base(config.model)
     if no_reward:
         print(f"{reward_model} is missing or unfinished: training a reward model on the zoo first")
         train_rm.main(train_rm.Config(model=config.model, out=reward_model, resume=interrupted))

@@ -19,27 +19,19 @@ from typing import Literal
 import torch
 from tqdm import tqdm
 
-from rlhf_min import InputError, command_line, data, report, zoo
-from rlhf_min.batches import batch_indices
-from rlhf_min.checkpoints import (
-    drop_checkpoint,
-    interruptible,
-    load_checkpoint,
-    save_checkpoint,
-    save_model,
-)
+from rlhf_min import InputError, command_line
 from rlhf_min.command_line import option
-from rlhf_min.evaluation import encode_pairs, evaluate_reward_model, scored_rows
-from rlhf_min.loading import choose_dtype, choose_layout, context_length, load_tokenizer
-from rlhf_min.optimiser import MasterAdamW, warm_up_and_down
-from rlhf_min.preference_losses import (
+from rlhf_min.data import preferences as data
+from rlhf_min.data.order import batch_indices
+from rlhf_min.hardware.device import choose_dtype
+from rlhf_min.hardware.optimiser import MasterAdamW, warm_up_and_down
+from rlhf_min.maths.preference_losses import (
     bradley_terry,
     centring_penalty,
     rating_margin,
     ratings_win_loss,
 )
-from rlhf_min.prompt_tree import build_tree, length_batches
-from rlhf_min.ratings import (
+from rlhf_min.maths.ratings import (
     answer_entropy,
     marginal_entropy,
     roughness,
@@ -47,8 +39,20 @@ from rlhf_min.ratings import (
     soft_labels,
     squared_earth_mover,
 )
-from rlhf_min.reward_model import branch_outputs, new_reward_model, separate_pad, wins
-from rlhf_min.run_log import RunLog, check_folder, check_unfinished
+from rlhf_min.models.loading import choose_layout, context_length, load_tokenizer
+from rlhf_min.models.prompt_tree import build_tree, length_batches
+from rlhf_min.models.reward_model import branch_outputs, new_reward_model, separate_pad, wins
+from rlhf_min.reporting import report
+from rlhf_min.reporting.checkpoints import (
+    drop_checkpoint,
+    interruptible,
+    load_checkpoint,
+    save_checkpoint,
+    save_model,
+)
+from rlhf_min.reporting.evaluation import encode_pairs, evaluate_reward_model, scored_rows
+from rlhf_min.reporting.run_folder import RunLog, check_folder, check_unfinished
+from rlhf_min.zoo import start_model
 
 
 @dataclass(frozen=True)
@@ -177,7 +181,7 @@ def main(config: Config) -> dict:
     train, held_out, dropped = load_pairs(config)
     if config.model == Config.model and not Path(config.model).exists():
         print(f"{config.model} is missing: building the zoo's start model first")
-        zoo.build_base(config.model)
+        start_model.build_base(config.model)
     tokenizer = load_tokenizer(config.model)
     model = new_reward_model(config.model, config.head, choose_dtype(config.dtype))
     separate_pad(model, tokenizer)

@@ -19,7 +19,7 @@ from pathlib import Path
 import timing  # noqa: F401  (the way to rlhf_min)
 from transformers import AutoTokenizer
 
-from rlhf_min import data
+from rlhf_min.data import preferences as data
 
 HERE = Path(__file__).parent
 JOBS = {

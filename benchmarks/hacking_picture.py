@@ -12,7 +12,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import timing  # noqa: F401 (finds rlhf_min)
 
-from rlhf_min.run_folder import read_json, read_jsonl, series, smooth
+from rlhf_min.data.files import read_json, read_jsonl
+from rlhf_min.reporting.series import series, smooth
 
 GOLD, LEARNT, CURE, CIRCLE = "#D55E00", "#0072B2", "#009E73", "#CC79A7"
 

@@ -14,9 +14,10 @@ import time
 import timing
 import torch
 
-from rlhf_min.loading import choose_dtype, choose_layout, load_causal_lm
-from rlhf_min.log_probs import answer_log_probs
-from rlhf_min.prompt_tree import build_tree
+from rlhf_min.hardware.device import choose_dtype
+from rlhf_min.models.loading import choose_layout, load_causal_lm
+from rlhf_min.models.log_probs import answer_log_probs
+from rlhf_min.models.prompt_tree import build_tree
 
 
 def naive(model, ids: torch.Tensor, prompt: int) -> torch.Tensor:

@@ -12,12 +12,13 @@ import timing
 import torch
 
 import train_policy
-from rlhf_min.loading import choose_dtype, choose_layout, load_causal_lm, load_tokenizer
+from rlhf_min.hardware.device import choose_dtype
+from rlhf_min.maths.reward_shaping import standardise
+from rlhf_min.models.loading import choose_layout, load_causal_lm, load_tokenizer
+from rlhf_min.models.sampling import sample
+from rlhf_min.models.scoring import RolloutScorer
 from rlhf_min.policy_setup import PolicySetup
-from rlhf_min.rewards import standardise
-from rlhf_min.run_log import Clock
-from rlhf_min.sampling import sample
-from rlhf_min.scoring import RolloutScorer
+from rlhf_min.reporting.run_folder import Clock
 
 
 def main() -> None:

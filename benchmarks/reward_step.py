@@ -8,13 +8,14 @@ import random
 
 import timing
 
-from rlhf_min import data
-from rlhf_min.evaluation import EncodedPair, encode_pairs
-from rlhf_min.loading import choose_dtype, choose_layout, load_tokenizer
-from rlhf_min.optimiser import MasterAdamW
-from rlhf_min.preference_losses import bradley_terry
-from rlhf_min.prompt_tree import build_tree, length_batches
-from rlhf_min.reward_model import branch_outputs, load_reward_model
+from rlhf_min.data import preferences as data
+from rlhf_min.hardware.device import choose_dtype
+from rlhf_min.hardware.optimiser import MasterAdamW
+from rlhf_min.maths.preference_losses import bradley_terry
+from rlhf_min.models.loading import choose_layout, load_tokenizer
+from rlhf_min.models.prompt_tree import build_tree, length_batches
+from rlhf_min.models.reward_model import branch_outputs, load_reward_model
+from rlhf_min.reporting.evaluation import EncodedPair, encode_pairs
 
 
 def fixed_pairs(args, tokenizer) -> list[EncodedPair]:

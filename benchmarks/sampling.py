@@ -15,8 +15,9 @@ import timing
 import torch
 from transformers import StoppingCriteria
 
-import rlhf_min.sampling as ours
-from rlhf_min.loading import choose_dtype, load_causal_lm, load_tokenizer
+import rlhf_min.models.sampling as ours
+from rlhf_min.hardware.device import choose_dtype
+from rlhf_min.models.loading import load_causal_lm, load_tokenizer
 
 
 class RowClock(StoppingCriteria):

@@ -15,7 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the scripts live in the root
 
-from rlhf_min.loading import keep_freed_memory
+from rlhf_min.hardware.device import keep_freed_memory
 
 FACTORS = (1, 2, 4, 8)
 CURVES = ("median_seconds", "peak_gb", "gpu_peak_gb", "step_gb", "step_seconds")

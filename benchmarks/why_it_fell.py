@@ -17,8 +17,8 @@ import timing  # noqa: F401 (finds the scripts)
 import torch
 
 import train_policy
-from rlhf_min import log_probs
-from rlhf_min.baselines import ExponentialAverage
+from rlhf_min.maths.baselines import ExponentialAverage
+from rlhf_min.models import log_probs
 
 
 def of_the_prompt(model, tree, temperature=1.0):

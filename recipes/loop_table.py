@@ -11,7 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from rlhf_min.run_folder import read_json
+from rlhf_min.data.files import read_json
 
 
 def rounds(folder: Path) -> list[dict]:

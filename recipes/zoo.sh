@@ -7,4 +7,4 @@ python=${PYTHON:-python} out=${OUT:-runs/story}
 "$python" train_policy.py --kl 0 --steps 150 --eval-every 15 --out "$out/hacked"
 "$python" train_rm.py --head ratings --out "$out/rm-ratings"
 "$python" train_policy.py --reward-model "$out/rm-ratings" --out "$out/policy-ratings"
-"$python" -m rlhf_min.report "$out/policy" "$out/hacked" "$out/policy-ratings" --out "$out/comparison.html"
+"$python" -m rlhf_min.reporting.report "$out/policy" "$out/hacked" "$out/policy-ratings" --out "$out/comparison.html"

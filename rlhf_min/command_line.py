@@ -19,7 +19,7 @@ from typing import TypeVar
 from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
 from rlhf_min import InputError
-from rlhf_min.loading import keep_freed_memory
+from rlhf_min.hardware.device import keep_freed_memory
 
 Config = TypeVar("Config")
 

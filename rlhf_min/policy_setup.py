@@ -5,19 +5,15 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from rlhf_min import InputError, data, zoo
-from rlhf_min.evaluation import PolicyBench
-from rlhf_min.loading import (
-    choose_dtype,
-    choose_layout,
-    context_length,
-    encode_prompts,
-    end_token_ids,
-    load_causal_lm,
-    load_tokenizer,
-)
-from rlhf_min.prompt_tree import Layout
-from rlhf_min.scoring import RolloutScorer
+from rlhf_min import InputError
+from rlhf_min.data import preferences as data
+from rlhf_min.hardware.device import choose_dtype
+from rlhf_min.models.loading import choose_layout, context_length, load_causal_lm, load_tokenizer
+from rlhf_min.models.prompt_tree import Layout
+from rlhf_min.models.scoring import RolloutScorer
+from rlhf_min.models.tokens import encode_prompts, end_token_ids
+from rlhf_min.reporting.evaluation import PolicyBench
+from rlhf_min.zoo import world as zoo
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from tiny_models import tiny_model, tolerance
 from torch.testing import assert_close
 
-from rlhf_min import attention, prompt_tree
-from rlhf_min.loading import load_causal_lm
-from rlhf_min.log_probs import token_log_probs
-from rlhf_min.prompt_tree import Layout, build_tree, tree_mask
+from rlhf_min.hardware import attention
+from rlhf_min.models import prompt_tree
+from rlhf_min.models.loading import load_causal_lm
+from rlhf_min.models.log_probs import token_log_probs
+from rlhf_min.models.prompt_tree import Layout, build_tree, tree_mask
 
 SPANS = [(5, 4, 7, 0), (3, 6, 2, 5), (9, 7, 0), (1, 1, 14)]  # prompt, branches, padding
 

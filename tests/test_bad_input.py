@@ -12,7 +12,8 @@ from tiny_models import tiny_folder, tiny_pairs, write_rows
 
 import train_policy
 import train_rm
-from rlhf_min import command_line, zoo
+from rlhf_min import command_line
+from rlhf_min.zoo import start_model
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = [{"prompt": row["prompt"]} for row in tiny_pairs(8)]
@@ -220,7 +221,7 @@ def test_nothing_is_built_for_a_run_that_cannot_start(
         Path(out).parent.mkdir(exist_ok=True)
         Path(out).symlink_to(base)
 
-    monkeypatch.setattr(zoo, "build_base", build)
+    monkeypatch.setattr(start_model, "build_base", build)
     if script is train_policy:
         train = train_rm.main
         monkeypatch.setattr(

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rlhf_min import baselines
-from rlhf_min.baselines import ExponentialAverage, MovingAverage, NoBaseline
-from rlhf_min.policy_losses import reinforce
+from rlhf_min.maths import baselines
+from rlhf_min.maths.baselines import ExponentialAverage, MovingAverage, NoBaseline
+from rlhf_min.maths.policy_losses import reinforce
 
 THETA = torch.tensor([0.3, -0.8, 0.5], dtype=torch.float64)  # logits of a 3-token policy
 REWARD = torch.tensor([4.0, 7.0, 9.5], dtype=torch.float64)  # of each token, on a 1..10 scale

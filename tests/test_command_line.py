@@ -211,7 +211,7 @@ def test_input_error_of_main_is_a_sentence(capsys):
 
 
 def test_value_error_of_a_maths_room_is_a_sentence(capsys):
-    from rlhf_min.baselines import leave_one_out
+    from rlhf_min.maths.baselines import leave_one_out
 
     message = sentence(capsys, lambda config: leave_one_out(torch.zeros(3, 1)))
     assert "at least 2 samples" in message

@@ -12,15 +12,15 @@ from tiny_models import MODELS, tiny_model
 from torch import nn
 from torch.testing import assert_close
 
-import rlhf_min.decoding as decoding
-from rlhf_min.attention import NAME
-from rlhf_min.decoding import (
+import rlhf_min.models.decoding as decoding
+from rlhf_min.hardware.attention import NAME
+from rlhf_min.models.decoding import (
     Decoder,
     StaticDecoder,
     make_decoder,
     packed_weights,
 )
-from rlhf_min.sampling import sample
+from rlhf_min.models.sampling import sample
 
 WHOLE = [(family, attention) for family, attention in MODELS if family != "gemma2"]  # no window
 packs = pytest.mark.skipif(

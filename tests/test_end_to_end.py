@@ -5,14 +5,14 @@ from tiny_models import tiny_folder, tiny_pairs, write_rows
 
 import train_policy
 import train_rm
-from rlhf_min import zoo
+from rlhf_min.zoo import start_model
 
 
 @pytest.mark.slow
 def test_a_short_run_raises_gold_by_a_point_and_a_half_on_held_out_prompts(tmp_path):
     """Start model, reward model and policy, each with less than half of the default's steps."""
     base, rm = str(tmp_path / "base"), str(tmp_path / "rm")
-    zoo.build_base(base, steps=300)
+    start_model.build_base(base, steps=300)
     accuracy = train_rm.main(train_rm.Config(model=base, out=rm, max_steps=200))["accuracy"]
     assert accuracy > 0.7  # "the longer answer wins" scores 0.43 here
     ends = train_policy.main(

@@ -18,12 +18,14 @@ import pytest
 import torch
 from fault_server import Fault, answers_of, serving, verdict
 
-from rlhf_min import InputError, zoo
-from rlhf_min.data import read_pairs
-from rlhf_min.duels import Duel, settle
-from rlhf_min.judges import Verdict
-from rlhf_min.run_folder import read_jsonl
-from rlhf_min.statistics import wilson_interval
+from rlhf_min import InputError
+from rlhf_min.data.files import read_jsonl
+from rlhf_min.data.preferences import read_pairs
+from rlhf_min.judging.comparisons import Duel, settle
+from rlhf_min.judging.judges import Verdict
+from rlhf_min.maths.statistics import wilson_interval
+from rlhf_min.zoo import start_model
+from rlhf_min.zoo import world as zoo
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -38,7 +40,7 @@ def models(tmp_path_factory):
     """Two start models of the zoo, hardly trained."""
     folder = tmp_path_factory.mktemp("models")
     for name, seed in (("a", 0), ("b", 1)):
-        zoo.build_base(folder / name, seed=seed, steps=2, examples=300)
+        start_model.build_base(folder / name, seed=seed, steps=2, examples=300)
     return folder
 
 
@@ -148,7 +150,7 @@ def test_a_model_against_itself_gives_two_samples(models, tmp_path):
 def test_the_reward_model_judges_chat_prompts_from_a_file(models, tmp_path):
     from transformers import AutoTokenizer
 
-    from rlhf_min.reward_model import Scorer, new_reward_model
+    from rlhf_min.models.reward_model import Scorer, new_reward_model
 
     model = new_reward_model(str(models / "a"), "ratings", torch.float32)
     torch.manual_seed(0)

@@ -10,9 +10,9 @@ import pytest
 import torch
 from fault_server import Fault, answers_of, serving, verdict
 
-from rlhf_min import InputError, zoo
-from rlhf_min.data import read_pairs
-from rlhf_min.duels import (
+from rlhf_min import InputError
+from rlhf_min.data.preferences import read_pairs
+from rlhf_min.judging.comparisons import (
     FORMULA,
     Duel,
     Journal,
@@ -22,9 +22,11 @@ from rlhf_min.duels import (
     summarise,
     write_verdicts,
 )
-from rlhf_min.human_judge import judge_by_hand
-from rlhf_min.judges import Verdict, build, gold
-from rlhf_min.llm_judge import PARAMETERS, fenced, question, read_verdict
+from rlhf_min.judging.human_judge import judge_by_hand
+from rlhf_min.judging.judges import Verdict, build, gold
+from rlhf_min.judging.llm_judge import PARAMETERS, fenced, question, read_verdict
+from rlhf_min.zoo import start_model
+from rlhf_min.zoo import world as zoo
 
 KEY = "sk-very-secret-0123456789"
 QUESTION = zoo.prompts("train")[0]
@@ -268,10 +270,10 @@ def test_the_gold_judge_prefers_what_the_zoo_rates_higher(tmp_path):
 def reward_folder(tmp_path_factory):
     from transformers import AutoTokenizer
 
-    from rlhf_min.reward_model import new_reward_model
+    from rlhf_min.models.reward_model import new_reward_model
 
     folder = tmp_path_factory.mktemp("models")
-    zoo.build_base(folder / "base", steps=1, examples=300)
+    start_model.build_base(folder / "base", steps=1, examples=300)
     model = new_reward_model(str(folder / "base"), "scalar", torch.float32)
     torch.manual_seed(0)
     torch.nn.init.normal_(model.score.weight)
@@ -281,7 +283,7 @@ def reward_folder(tmp_path_factory):
 
 
 def test_the_reward_model_judge_goes_by_its_rewards_in_both_orders(reward_folder):
-    from rlhf_min.reward_model import Scorer
+    from rlhf_min.models.reward_model import Scorer
 
     judge, scorer = build(f"reward-model:{reward_folder}"), Scorer(reward_folder)
     for first, second in [("The fox is red.", "No."), ("", "Of course!"), ("a b c", "c b a")]:

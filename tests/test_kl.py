@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rlhf_min.kl import k1, k2, k3
-from rlhf_min.policy_losses import reinforce
-from rlhf_min.rewards import with_kl
+from rlhf_min.maths.policy_losses import reinforce
+from rlhf_min.maths.reward_shaping import k1, k2, k3, with_kl
 
 # Answers are all 9 sequences of two tokens of {0, 1, 2}; the second depends on the first.
 ANSWERS = [(a, b) for a in range(3) for b in range(3)]

@@ -16,22 +16,19 @@ from torch.testing import assert_close
 from transformers import MambaConfig, MambaForCausalLM
 
 from rlhf_min import InputError
-from rlhf_min.loading import (
-    choose_dtype,
-    choose_layout,
-    context_length,
+from rlhf_min.hardware.device import choose_dtype
+from rlhf_min.models.loading import choose_layout, context_length, load_causal_lm, load_tokenizer
+from rlhf_min.models.log_probs import answer_log_probs
+from rlhf_min.models.prompt_tree import build_tree
+from rlhf_min.models.reward_model import load_reward_model, new_reward_model
+from rlhf_min.models.sampling import sample
+from rlhf_min.models.tokens import (
     decode_answer,
     encode_answer,
     encode_prompt,
     encode_prompts,
     end_token_ids,
-    load_causal_lm,
-    load_tokenizer,
 )
-from rlhf_min.log_probs import answer_log_probs
-from rlhf_min.prompt_tree import build_tree
-from rlhf_min.reward_model import load_reward_model, new_reward_model
-from rlhf_min.sampling import sample
 
 SHARED = Path(__file__).parents[2] / "shared" / "models"
 REAL = ("tinystories-chat-3m", "stories260k")
@@ -371,7 +368,7 @@ def test_the_real_chat_model_s_prompt_is_its_template():
 
 PAGES = """
 import resource, sys, torch
-from rlhf_min.loading import keep_freed_memory
+from rlhf_min.hardware.device import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 def step():

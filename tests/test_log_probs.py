@@ -13,9 +13,9 @@ from tiny_models import (
 )
 from torch.testing import assert_close
 
-from rlhf_min import log_probs
-from rlhf_min.log_probs import answer_log_probs, token_log_probs
-from rlhf_min.prompt_tree import build_tree
+from rlhf_min.models import log_probs
+from rlhf_min.models.log_probs import answer_log_probs, token_log_probs
+from rlhf_min.models.prompt_tree import build_tree
 
 WEIGHTS = torch.tensor([0.5, -1.0, 2.0, 1.5, -0.7, 0.1, 1.0, -2.0])  # advantages of the branches
 

@@ -7,8 +7,8 @@ import torch
 from tiny_models import tiny_model
 from torch.testing import assert_close
 
-from rlhf_min.batches import batch_indices
-from rlhf_min.optimiser import MasterAdamW, warm_up, warm_up_and_down
+from rlhf_min.data.order import batch_indices
+from rlhf_min.hardware.optimiser import MasterAdamW, warm_up, warm_up_and_down
 
 
 def layer(dtype: torch.dtype) -> torch.nn.Linear:
@@ -98,7 +98,7 @@ def test_the_norm_is_clipped_over_all_weights_together():
 
 def test_a_weight_of_several_pieces_gets_exactly_adamw(monkeypatch):
     """Pieces of 5 for 12 weights: the last one is short, and all share one norm."""
-    monkeypatch.setattr("rlhf_min.optimiser.PIECE", 5)
+    monkeypatch.setattr("rlhf_min.hardware.optimiser.PIECE", 5)
     ours, theirs = layer(torch.float64), layer(torch.float64)
     optimiser = MasterAdamW(ours, weight_decay=0.1)
     assert [len(some) for some in optimiser.adams] == [3, 1]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rlhf_min.policy_losses import clip_fraction, ppo_clip, reinforce
+from rlhf_min.maths.policy_losses import clip_fraction, ppo_clip, reinforce
 
 B, T, V = 8, 5, 4
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rlhf_min import preference_losses as losses
-from rlhf_min import ratings
+from rlhf_min.maths import preference_losses as losses
+from rlhf_min.maths import ratings
 
 
 def random(*shape, seed=0, scale=2.0):

@@ -10,7 +10,7 @@ import torch
 from tiny_models import MODELS, tiny_model, tolerance
 from torch.testing import assert_close
 
-from rlhf_min.prompt_tree import Layout, build_tree, hidden_states, length_batches, tree_mask
+from rlhf_min.models.prompt_tree import Layout, build_tree, hidden_states, length_batches, tree_mask
 
 CPU = torch.device("cpu")
 # Prompts and answers of many lengths; id 0 is also what fills empty slots, and 2 ends most answers.

@@ -7,7 +7,7 @@ import torch
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from rlhf_min import ratings
+from rlhf_min.maths import ratings
 
 R = 10
 

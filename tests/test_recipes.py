@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tiny_models import tiny_folder
 
-from rlhf_min import zoo
+from rlhf_min.zoo import start_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -60,7 +60,7 @@ def test_the_reference_set_up_runs_on_a_stand_in_with_a_system_turn_and_pad_equa
 def test_the_circle_runs_and_its_table_names_every_round(tmp_path):
     """One round from a hardly trained model: sample, judge, mix, retrain, continue, judge again."""
     start = str(tmp_path / "start")
-    zoo.build_base(start, steps=60, examples=2000)
+    start_model.build_base(start, steps=60, examples=2000)
     out = tmp_path / "loop"
     reward = str(tmp_path / "rm")
     train = ["train_rm.py", "--model", start, "--out", reward, "--limit", "20", "--max-steps", "1"]

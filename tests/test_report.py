@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 
 from rlhf_min import InputError
-from rlhf_min.plots import baseline_figure, policy_plots, reward_model_plots
-from rlhf_min.report import main, number, visible, write_comparison, write_report
-from rlhf_min.run_folder import read_jsonl, read_run, series, smooth
-from rlhf_min.verdict import hack_verdict
+from rlhf_min.data.files import read_jsonl
+from rlhf_min.reporting.diagnosis import hack_verdict
+from rlhf_min.reporting.plots import baseline_figure, policy_plots, reward_model_plots
+from rlhf_min.reporting.report import main, number, visible, write_comparison, write_report
+from rlhf_min.reporting.series import read_run, series, smooth
 
 HOSTILE = (
     "<script>alert(1)</script></title></style><img src=x onerror=alert(2)>"
@@ -409,7 +410,7 @@ def test_what_is_no_run_is_one_sentence_and_exit_code_2(tmp_path, capsys):
 
 
 def test_the_module_runs_from_the_shell(tmp_path):
-    command = [sys.executable, "-m", "rlhf_min.report", str(tmp_path / "nowhere")]
+    command = [sys.executable, "-m", "rlhf_min.reporting.report", str(tmp_path / "nowhere")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr

@@ -11,12 +11,10 @@ from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf_min import InputError
-from rlhf_min.checkpoints import save_model
-from rlhf_min.data import Pair
-from rlhf_min.evaluation import encode_pairs, evaluate_reward_model
-from rlhf_min.loading import choose_layout, load_tokenizer
-from rlhf_min.prompt_tree import build_tree
-from rlhf_min.reward_model import (
+from rlhf_min.data.preferences import Pair
+from rlhf_min.models.loading import choose_layout, load_tokenizer
+from rlhf_min.models.prompt_tree import build_tree
+from rlhf_min.models.reward_model import (
     LABELS,
     Scorer,
     branch_outputs,
@@ -27,6 +25,8 @@ from rlhf_min.reward_model import (
     separate_pad,
     win_probability,
 )
+from rlhf_min.reporting.checkpoints import save_model
+from rlhf_min.reporting.evaluation import encode_pairs, evaluate_reward_model
 
 SHARED = Path(__file__).parents[2] / "shared" / "models"
 PROMPTS = ["the bear", "what does the frog like to eat, and where does it live?", "a", "the bear"]

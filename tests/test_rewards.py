@@ -5,7 +5,7 @@ import math
 import torch
 from torch.testing import assert_close
 
-from rlhf_min import rewards
+from rlhf_min.maths import reward_shaping as rewards
 
 SCORES = torch.tensor([[0.2, 1.9, -3.0], [7.0, 4.0, 4.5]], dtype=torch.float64)
 

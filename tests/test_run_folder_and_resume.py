@@ -20,13 +20,13 @@ from test_train_rm import world as rm_world
 import train_policy
 import train_rm
 from rlhf_min import InputError, command_line
-from rlhf_min.checkpoints import (
+from rlhf_min.reporting.checkpoints import (
     drop_checkpoint,
     interruptible,
     load_checkpoint,
     save_checkpoint,
 )
-from rlhf_min.run_log import Clock, RunLog, check_folder
+from rlhf_min.reporting.run_folder import Clock, RunLog, check_folder
 
 ROOT = Path(__file__).parents[1]
 __all__ = ["policy_world", "rm_world"]  # fixtures

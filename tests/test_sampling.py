@@ -9,11 +9,11 @@ from tiny_models import MODELS, tiny_folder, tiny_model
 from torch.testing import assert_close
 from transformers import GenerationConfig
 
-import rlhf_min.sampling as sampling
-from rlhf_min.loading import choose_layout, load_causal_lm, load_tokenizer
-from rlhf_min.log_probs import answer_log_probs
-from rlhf_min.prompt_tree import build_tree
-from rlhf_min.sampling import answer, sample
+import rlhf_min.models.sampling as sampling
+from rlhf_min.models.loading import choose_layout, load_causal_lm, load_tokenizer
+from rlhf_min.models.log_probs import answer_log_probs
+from rlhf_min.models.prompt_tree import build_tree
+from rlhf_min.models.sampling import answer, sample
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12, 13], [14]]
 END = [2]

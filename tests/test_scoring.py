@@ -7,10 +7,11 @@ from tiny_models import tiny_folder, tiny_tokenizer
 from torch.testing import assert_close
 
 from rlhf_min import InputError
-from rlhf_min.loading import decode_answer, encode_prompt, load_causal_lm, load_tokenizer
-from rlhf_min.rewards import standardise
-from rlhf_min.sampling import Rollout, sample
-from rlhf_min.scoring import RolloutScorer, alignment_gap, check_alignment, ruler_of
+from rlhf_min.maths.reward_shaping import standardise
+from rlhf_min.models.loading import load_causal_lm, load_tokenizer
+from rlhf_min.models.sampling import Rollout, sample
+from rlhf_min.models.scoring import RolloutScorer, alignment_gap, check_alignment, ruler_of
+from rlhf_min.models.tokens import decode_answer, encode_prompt
 
 PROMPTS = ["the bear", [{"role": "user", "content": "what does the frog like?"}], "a"]
 

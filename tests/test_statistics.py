@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from rlhf_min.statistics import (
+from rlhf_min.maths.statistics import (
     bootstrap_interval,
     degenerate,
     distinct_n,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from rlhf_min.run_log import RunLog
+from rlhf_min.reporting.run_folder import RunLog
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,14 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-import rlhf_min.evaluation
+import rlhf_min.reporting.evaluation
 import train_policy
-from rlhf_min import InputError, zoo
-from rlhf_min.optimiser import MasterAdamW
-from rlhf_min.prompt_tree import Layout
-from rlhf_min.sampling import sample
+from rlhf_min import InputError
+from rlhf_min.hardware.optimiser import MasterAdamW
+from rlhf_min.models.prompt_tree import Layout
+from rlhf_min.models.sampling import sample
+from rlhf_min.zoo import start_model
+from rlhf_min.zoo import world as zoo
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["bear", "frog", "cat", "dog", "emu", "yak", "ape", "bat"]
@@ -518,7 +520,7 @@ def test_held_out_numbers_equal_a_loop(world, tmp_path, monkeypatch):
         rollouts.append(sample(*args, **kwargs))
         return rollouts[-1]
 
-    monkeypatch.setattr(rlhf_min.evaluation, "sample", recording)
+    monkeypatch.setattr(rlhf_min.reporting.evaluation, "sample", recording)
     ours = run(world, tmp_path / "out")
     last = rollouts[-1]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())["after"]
@@ -577,7 +579,7 @@ def test_trap_14_prompts_leave_room_in_the_shorter_of_the_two_contexts(world, tm
 def tiny_zoo(tmp_path_factory):
     """A start model of the zoo after a few steps of training, and a reward model of it."""
     place = tmp_path_factory.mktemp("zoo")
-    zoo.build_base(place / "base", steps=3, examples=200)
+    start_model.build_base(place / "base", steps=3, examples=200)
     rm = str(trained_folder(place / "base", place / "rm", "scalar"))
     return {"model": str(place / "base"), "reward_model": rm}
 
@@ -630,7 +632,7 @@ def test_in_the_zoo_gold_is_measured_and_no_argument_is_needed(
         Path(out).parent.mkdir()
         Path(out).symlink_to(tiny_zoo["model"])
 
-    monkeypatch.setattr(zoo, "build_base", build)
+    monkeypatch.setattr(start_model, "build_base", build)
     monkeypatch.setattr(
         train_policy.train_rm, "main",
         lambda config: built.append(config.out)

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import train_rm
 from rlhf_min import InputError
-from rlhf_min.reward_model import Scorer
+from rlhf_min.models.reward_model import Scorer
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -341,7 +341,7 @@ def test_real_pairs_go_through(tmp_path, data):
     """Real lengths, Unicode, messages and ratings; the model is made for them on the spot."""
     if not (SHARED / "data" / data).is_dir():
         pytest.skip(f"{data} is not here: ../shared/data holds real preferences")
-    from rlhf_min.rows import read_rows
+    from rlhf_min.data.sources import read_rows
 
     spec = str(SHARED / "data" / data / "test.jsonl.gz")
     rows = [row for row in read_rows(spec) if len(str(row)) < 2500][:24]  # a byte is a token here

@@ -11,7 +11,9 @@ from statistics import fmean
 
 import pytest
 
-from rlhf_min import InputError, zoo
+from rlhf_min import InputError
+from rlhf_min.zoo import start_model
+from rlhf_min.zoo import world as zoo
 
 QUESTION = "Tell me the colour and food of the fox."  # a fox is red and eats mice
 RIGHT = "The fox is red. It eats mice."
@@ -211,7 +213,8 @@ def test_data_stay_in_their_split_and_no_right_held_out_answer_is_shown():
 
 
 def test_the_same_seed_gives_the_same_data_in_any_process():
-    make = "from rlhf_min import zoo; print(zoo.pairs('train', 9, 4), zoo.demonstrations(9, 4))"
+    make = "from rlhf_min.zoo.world import pairs, demonstrations as demos; "
+    make += "print(pairs('train', 9, 4), demos(9, 4))"
     here = f"{zoo.pairs('train', 9, 4)} {zoo.demonstrations(9, 4)}"
     there = subprocess.run([sys.executable, "-c", make], capture_output=True, text=True, check=True)
     assert there.stdout.strip() == here  # another process has another hash seed
@@ -286,7 +289,7 @@ def test_show_prints_pairs_a_person_can_read():
 @pytest.fixture(scope="module")
 def tiny_base(tmp_path_factory):
     out = tmp_path_factory.mktemp("zoo") / "new" / "base"
-    zoo.build_base(out, steps=3, examples=200)
+    start_model.build_base(out, steps=3, examples=200)
     return out
 
 
@@ -342,10 +345,9 @@ def test_the_start_model_is_an_ordinary_folder(tiny_base, tokenizer):
 
 def test_the_loss_counts_the_answer_and_its_end_token_and_nothing_else(tokenizer):
     """Traps 1 to 3: the targets, read back, are the answer with its end."""
-    from rlhf_min import zoo_base
 
-    rows = zoo_base.encode(tokenizer, [{"prompt": QUESTION, "answer": a} for a in (RIGHT, BEST)])
-    ids, targets = zoo_base.collate(rows)
+    rows = start_model.encode(tokenizer, [{"prompt": QUESTION, "answer": a} for a in (RIGHT, BEST)])
+    ids, targets = start_model.collate(rows)
     for row, wanted in zip(targets, (RIGHT, BEST), strict=True):
         assert tokenizer.decode(row[row != -100]) == wanted + "<|end|>"
     assert (targets[targets != -100] == ids[:, 1:][targets != -100]).all()
@@ -356,7 +358,7 @@ def test_the_start_model_is_the_same_for_a_seed_and_leaves_the_callers_dice_alon
     from safetensors.torch import load_file
 
     def build(name, seed):
-        zoo.build_base(tmp_path / name, seed=seed, steps=2, examples=130)
+        start_model.build_base(tmp_path / name, seed=seed, steps=2, examples=130)
         return load_file(tmp_path / name / "model.safetensors")
 
     state = torch.random.get_rng_state()
@@ -371,11 +373,9 @@ def test_another_seed_begins_from_other_weights(tmp_path):
     import torch
     from safetensors.torch import load_file
 
-    from rlhf_min import zoo_base
-
     examples = [{"prompt": QUESTION, "answer": a} for a in (RIGHT, BEST)] * 40
     for seed in (1, 2):
-        zoo_base.build(tmp_path / str(seed), examples, seed=seed, steps=1, lr=0.0)
+        start_model.build(tmp_path / str(seed), examples, seed=seed, steps=1, lr=0.0)
     a, b = (load_file(tmp_path / str(seed) / "model.safetensors") for seed in (1, 2))
     assert not torch.equal(a["model.embed_tokens.weight"], b["model.embed_tokens.weight"])
 
@@ -389,10 +389,10 @@ def test_nothing_half_written_and_nothing_overwritten(tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match="not empty"):
-        zoo.build_base(tmp_path / "mine", steps=1, examples=64)
+        start_model.build_base(tmp_path / "mine", steps=1, examples=64)
     monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        zoo.build_base(tmp_path / "base", steps=1, examples=64)
+        start_model.build_base(tmp_path / "base", steps=1, examples=64)
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
 
@@ -403,7 +403,7 @@ def test_the_start_model_learns_the_world(tmp_path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    zoo.build_base(tmp_path / "base")
+    start_model.build_base(tmp_path / "base")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
     prompts = zoo.prompts("held-out")

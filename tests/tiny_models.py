@@ -23,7 +23,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from rlhf_min.attention import NAME
+from rlhf_min.hardware.attention import NAME
 
 VOCABULARY = 23
 

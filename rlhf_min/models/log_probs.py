@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from rlhf_min.prompt_tree import Tree, hidden_states
+from rlhf_min.models.prompt_tree import Tree, hidden_states
 
 LOGITS_AT_ONCE = 2**22  # numbers in one chunk of logits: 16 MiB of float32
 ROWS_AT_LEAST = 128  # of them: with fewer, reading the head takes longer than multiplying by it

@@ -8,23 +8,23 @@ import torch
 from torch import Tensor
 
 from rlhf_min import InputError
-from rlhf_min.data import Pair, prompt_text
-from rlhf_min.kl import k1
-from rlhf_min.loading import decode_answer, encode_answer, encode_prompt
-from rlhf_min.log_probs import answer_log_probs
-from rlhf_min.preference_losses import bradley_terry, ratings_win_loss
-from rlhf_min.prompt_tree import Layout, build_tree, length_batches
-from rlhf_min.ratings import chance_loss
-from rlhf_min.reward_model import branch_outputs, read_reward, win_probability, wins
-from rlhf_min.sampling import Rollout, sample
-from rlhf_min.scoring import RolloutScorer
-from rlhf_min.statistics import (
+from rlhf_min.data.preferences import Pair, prompt_text
+from rlhf_min.maths.preference_losses import bradley_terry, ratings_win_loss
+from rlhf_min.maths.ratings import chance_loss
+from rlhf_min.maths.reward_shaping import k1
+from rlhf_min.maths.statistics import (
     bootstrap_interval,
     distinct_n,
     expected_calibration_error,
     longest_run,
     wilson_interval,
 )
+from rlhf_min.models.log_probs import answer_log_probs
+from rlhf_min.models.prompt_tree import Layout, build_tree, length_batches
+from rlhf_min.models.reward_model import branch_outputs, read_reward, win_probability, wins
+from rlhf_min.models.sampling import Rollout, sample
+from rlhf_min.models.scoring import RolloutScorer
+from rlhf_min.models.tokens import decode_answer, encode_answer, encode_prompt
 
 
 @dataclass(frozen=True)

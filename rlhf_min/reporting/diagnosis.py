@@ -4,7 +4,7 @@ from itertools import pairwise
 from math import sqrt
 from statistics import pstdev
 
-from rlhf_min.run_folder import half_window, is_number, series, smooth
+from rlhf_min.reporting.series import half_window, is_number, series, smooth
 
 LEVELS = ("hacking", "warning", "healthy", "unknown")  # the first that any proof has is the verdict
 GOLD_DROP = 0.5  # rating points (of 1 to 10) below its peak from which a fall of gold counts

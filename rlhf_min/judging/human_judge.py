@@ -3,9 +3,9 @@
 import re
 from collections.abc import Callable
 
-from rlhf_min.data import prompt_text
-from rlhf_min.duels import Duel, Journal
-from rlhf_min.judges import Verdict
+from rlhf_min.data.preferences import prompt_text
+from rlhf_min.judging.comparisons import Duel, Journal
+from rlhf_min.judging.judges import Verdict
 
 KEYS = {"1": "first", "2": "second", "t": "tie", "s": "skipped"}
 HELP = "1 or 2: that answer is better · t: tie · s: skip · u: undo the last · q: quit (saved)"

@@ -12,9 +12,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rlhf_min.run_folder import half_window, is_number, read_json, read_jsonl, series, smooth
-from rlhf_min.statistics import reliability
-from rlhf_min.verdict import GOLD_DROP
+from rlhf_min.data.files import read_json, read_jsonl
+from rlhf_min.maths.statistics import reliability
+from rlhf_min.reporting.diagnosis import GOLD_DROP
+from rlhf_min.reporting.series import half_window, is_number, series, smooth
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#6b6b6b"
 COLOURS = [BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#000000"]

@@ -15,7 +15,6 @@ import hashlib
 import itertools
 import random
 import re
-from pathlib import Path
 from statistics import NormalDist, fmean
 
 from rlhf_min import InputError
@@ -221,13 +220,6 @@ def pairs(split: str, count: int, seed: int = 0) -> list[dict]:
         row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
         rows.append(row | {"chosen_rating": float(high), "rejected_rating": float(low)})
     return rows
-
-
-def build_base(out: str | Path, seed: int = 0, steps: int = 500, examples: int = 20_000) -> None:
-    """Train the start model on `examples` demonstrations; save it, tokenizer too, in `out`."""
-    from rlhf_min.zoo_base import build  # here, so that looking at the zoo needs no torch
-
-    build(out, demonstrations(examples, seed), seed=seed, steps=steps)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from rlhf_min import InputError, zoo
-from rlhf_min.data import Prompt, prompt_text
+from rlhf_min import InputError
+from rlhf_min.data.preferences import Prompt, prompt_text
+from rlhf_min.zoo import world as zoo
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def build(name: str, dtype: str = "float32", **openai_settings) -> Judge | None:
     if kind == "reward-model" and model:
         return reward_model(model, dtype)
     if kind == "openai" and model:
-        from rlhf_min.llm_judge import OpenAIJudge
+        from rlhf_min.judging.llm_judge import OpenAIJudge
 
         return OpenAIJudge(model, **openai_settings)
     raise InputError(
@@ -57,7 +58,7 @@ def gold(prompt: Prompt, first: str, second: str) -> Verdict:
 
 def reward_model(path: str, dtype: str = "float32") -> Judge:
     """The answer with the higher reward wins; a pair is scored once, whatever the order."""
-    from rlhf_min.reward_model import Scorer  # here: the other judges need no torch
+    from rlhf_min.models.reward_model import Scorer  # here: the other judges need no torch
 
     scorer = Scorer(path, dtype)
 

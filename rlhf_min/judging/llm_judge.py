@@ -12,8 +12,8 @@ import secrets
 from urllib.parse import urlsplit
 
 from rlhf_min import InputError
-from rlhf_min.data import Prompt, prompt_text
-from rlhf_min.judges import Verdict
+from rlhf_min.data.preferences import Prompt, prompt_text
+from rlhf_min.judging.judges import Verdict
 
 RUBRIC = """\
 You compare two answers to one prompt and decide which serves the writer of the prompt better.

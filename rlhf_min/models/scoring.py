@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from rlhf_min import InputError
-from rlhf_min.loading import decode_answer
-from rlhf_min.reward_model import Scorer, read_reward, read_weight
-from rlhf_min.sampling import Rollout
+from rlhf_min.models.reward_model import Scorer, read_reward, read_weight
+from rlhf_min.models.sampling import Rollout
+from rlhf_min.models.tokens import decode_answer
 
 
 class RolloutScorer:

@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass
 from itertools import takewhile
 
 from rlhf_min import InputError
-from rlhf_min.rows import Message, read_rows
+from rlhf_min.data.sources import Message, read_rows
 
 Prompt = str | list[Message]
 

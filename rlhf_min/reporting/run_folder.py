@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from rlhf_min import InputError
+from rlhf_min.data.files import replace_text
 
 
 def check_folder(out: str, config, resume: bool = False, overwrite: bool = False) -> None:
@@ -148,13 +149,6 @@ class Clock:
         key = f"time/{part}"
         self.seconds[key] = self.seconds.get(key, 0.0) + now - self.last
         self.last = now
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file so that an interruption leaves either the old or the new one."""
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
 
 
 def _tracker(name: str, out: Path, run: dict) -> Callable[[int, dict], None]:

@@ -28,3 +28,19 @@ def with_kl(rewards: Tensor, log_probs: Tensor, ref_log_probs: Tensor, beta: flo
     per nat → [...] without gradient.
     """
     return (rewards - beta * (log_probs - ref_log_probs)).detach()
+
+
+def k1(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
+    """log π − log π_ref: [...] sums over each answer's tokens → [...] in nats, unbiased."""
+    return log_probs - ref_log_probs
+
+
+def k2(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
+    """½(log π_ref − log π)²: [...] → [...], biased, never negative."""
+    return (ref_log_probs - log_probs).square() / 2
+
+
+def k3(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
+    """eᵘ − 1 − u with u = log π_ref − log π: [...] → [...] in nats, unbiased, never negative."""
+    u = ref_log_probs - log_probs
+    return u.expm1() - u

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from rlhf_min.loading import slides
-from rlhf_min.prompt_tree import tree_mask
+from rlhf_min.models.loading import slides
+from rlhf_min.models.prompt_tree import tree_mask
 
 PACK_FROM = 16  # new tokens: packing costs what some ten of them save
 

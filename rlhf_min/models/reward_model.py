@@ -9,19 +9,17 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from rlhf_min import InputError
-from rlhf_min.attention import use_products
-from rlhf_min.loading import (
-    choose_device,
-    choose_dtype,
-    choose_layout,
-    context_length,
-    encode_answer,
-    encode_prompt,
-    load_tokenizer,
-    load_weights,
+from rlhf_min.hardware.attention import use_products
+from rlhf_min.hardware.device import choose_device, choose_dtype
+from rlhf_min.maths.ratings import (
+    confidence_weight,
+    entropic_rating,
+    mean_rating,
+    win_log_probability,
 )
-from rlhf_min.prompt_tree import Layout, Tree, build_tree, hidden_states, length_batches
-from rlhf_min.ratings import confidence_weight, entropic_rating, mean_rating, win_log_probability
+from rlhf_min.models.loading import choose_layout, context_length, load_tokenizer, load_weights
+from rlhf_min.models.prompt_tree import Layout, Tree, build_tree, hidden_states, length_batches
+from rlhf_min.models.tokens import encode_answer, encode_prompt
 
 LABELS = {"scalar": 1, "ratings": 10}
 

@@ -6,14 +6,10 @@ import torch
 from torch import Tensor
 
 from rlhf_min import InputError
-from rlhf_min.decoding import make_decoder, ready_to_decode
-from rlhf_min.loading import (
-    context_length,
-    decode_answer,
-    encode_prompt,
-    end_token_ids,
-)
-from rlhf_min.prompt_tree import length_batches
+from rlhf_min.models.decoding import make_decoder, ready_to_decode
+from rlhf_min.models.loading import context_length
+from rlhf_min.models.prompt_tree import length_batches
+from rlhf_min.models.tokens import decode_answer, encode_prompt, end_token_ids
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rlhf_min import InputError
+from rlhf_min.zoo.world import demonstrations
 
 PAD, USER, ASSISTANT, END = SPECIAL = "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"
 VOCABULARY, CONTEXT = 512, 256  # tokens
@@ -160,3 +161,8 @@ def build(
         model.save_pretrained(Path(scratch) / "model")
         tokenizer.save_pretrained(Path(scratch) / "model")
         (Path(scratch) / "model").rename(out)  # one step: `out` is whole or absent
+
+
+def build_base(out: str | Path, seed: int = 0, steps: int = 500, examples: int = 20_000) -> None:
+    """Train the start model on `examples` demonstrations; save it, tokenizer too, in `out`."""
+    build(out, demonstrations(examples, seed), seed=seed, steps=steps)

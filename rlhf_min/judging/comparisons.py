@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 
-from rlhf_min.data import Prompt, prompt_text
-from rlhf_min.judges import Verdict
-from rlhf_min.run_folder import read_jsonl
-from rlhf_min.statistics import (
+from rlhf_min.data.files import read_jsonl
+from rlhf_min.data.preferences import Prompt, prompt_text
+from rlhf_min.judging.judges import Verdict
+from rlhf_min.maths.statistics import (
     bootstrap_interval,
     degenerate,
     length_controlled_rate,

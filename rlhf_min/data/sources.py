@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 
 from rlhf_min import InputError
+from rlhf_min.zoo import world
 
 Message = dict[str, str]
 
@@ -24,9 +25,7 @@ def read_rows(spec: str) -> list[dict]:
     """The raw rows of one SPEC, in their order; at least one."""
     name, _, split = spec.partition(":")
     if name == "zoo":
-        from rlhf_min import zoo
-
-        return zoo.pairs(split or "train", ZOO_PAIRS)
+        return world.pairs(split or "train", ZOO_PAIRS)
     local = spec.lower().endswith(ENDINGS) or Path(spec).is_file()
     rows = _read_file(Path(spec)) if local else _read_hub(name, split or "train")
     if not rows:

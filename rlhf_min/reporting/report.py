@@ -1,7 +1,7 @@
 """A run as one page, OUT/report.html: self-contained, opens offline; or several runs compared.
 
-    python -m rlhf_min.report RUN            # draws RUN's plots again and rebuilds RUN/report.html
-    python -m rlhf_min.report RUN RUN …      # comparison.html beside the first run, or --out FILE
+    python -m rlhf_min.reporting.report RUN        # draws the plots of RUN and RUN/report.html
+    python -m rlhf_min.reporting.report RUN RUN …  # comparison.html beside the first run
 
 What is shown follows from the files that the folder holds.  The template engine escapes every text,
 a model's above all, and signs that cannot be seen (bidi controls, escapes) are written out.
@@ -20,11 +20,11 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
 
 from rlhf_min import InputError
-from rlhf_min.data import prompt_text
-from rlhf_min.duels import FORMULA
-from rlhf_min.plots import CURVES, overlay_figures, policy_plots, reward_model_plots
-from rlhf_min.run_folder import is_number, read_run
-from rlhf_min.verdict import hack_verdict
+from rlhf_min.data.preferences import prompt_text
+from rlhf_min.judging.comparisons import FORMULA
+from rlhf_min.reporting.diagnosis import hack_verdict
+from rlhf_min.reporting.plots import CURVES, overlay_figures, policy_plots, reward_model_plots
+from rlhf_min.reporting.series import is_number, read_run
 
 UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
@@ -237,7 +237,7 @@ def write_comparison(outs: list[str | Path], path: str | Path | None = None) -> 
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m rlhf_min.report", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -m rlhf_min.reporting.report", allow_abbrev=False)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run (its --out)")
     parser.add_argument("--out", metavar="FILE", help="where a comparison goes")
     given = parser.parse_args(argv)
