@@ -1,152 +1,169 @@
-"""Let a judge compare the answers of two models; its verdicts are the next reward model's data.
+"""Let a judge compare the answers of two models; its verdicts train the next reward model.
 
-    python judge.py --a runs/zoo-base --b runs/policy                      # the zoo's truth decides
+    python judge.py --a runs/zoo-base --b runs/policy         # the zoo's gold ratings decide
     python judge.py --a DIR --b DIR --judge openai:gpt-4o-mini --data prompts.jsonl
-    python judge.py --agreement pairs.jsonl --judge reward-model:runs/rm    # judge the judge
+    python judge.py --agreement pairs.jsonl --judge reward-model:runs/rm   # test the judge itself
 
-The key of an LLM judge comes from OPENAI_API_KEY; Gemini, vLLM, Ollama, `transformers serve` and
-others answer at their --base-url.  `zoo` means training questions (the circle trains on what is
-judged here); `--data zoo:held-out` measures.  Left out on purpose: tournaments of many models, Elo.
+An openai judge takes its key from OPENAI_API_KEY; Gemini, vLLM, Ollama, `transformers serve` and
+others answer at their --base-url.  `--data zoo` means training questions, for more training data;
+to measure a model, use `--data zoo:held-out`.
+Left out on purpose: tournaments of many models, Elo ratings.
 """
 
+import math
 import random
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from tqdm import tqdm
 
-from rlhf_min import InputError, command_line
-from rlhf_min.command_line import option
-from rlhf_min.data import preferences as data
-from rlhf_min.data.files import read_json, read_jsonl
+from rlhf_min import InputError
+from rlhf_min.command_line import check_ranges, option, run
+from rlhf_min.data.files import read_jsonl
+from rlhf_min.data.preferences import fingerprint, read_pairs, read_prompts
 from rlhf_min.hardware.device import choose_dtype
-from rlhf_min.judging import judges
 from rlhf_min.judging.comparisons import (
-    Duel,
-    Journal,
-    comparisons,
+    Comparison,
+    Outcome,
+    VerdictLog,
     settle,
     summarise,
+    training_pairs,
     write_verdicts,
 )
 from rlhf_min.judging.human_judge import judge_by_hand
-from rlhf_min.models.loading import context_length, load_causal_lm, load_tokenizer
-from rlhf_min.models.sampling import answer
+from rlhf_min.judging.judges import Judge, gold, reward_model_judge
+from rlhf_min.judging.llm_judge import OpenAIJudge
+from rlhf_min.models.answers import sample_texts
+from rlhf_min.models.layout import context_length
+from rlhf_min.models.loading import load_causal_lm, load_tokenizer
 from rlhf_min.reporting import report
 from rlhf_min.reporting.run_folder import RunLog, check_folder
 
-GIVE_UP = 10  # questions in a row without any reply
+GIVE_UP = 10  # questions in a row without a reply that stop the run
 
 
 @dataclass(frozen=True)
 class Config:
-    """Let a judge compare the answers of two models, prompt by prompt, in both orders."""
+    """Settings of judge.py."""
 
-    a: str | None = option(None, "first model: folder or hub id")
+    a: str | None = option(None, "first model: folder or hub id", heading="Models and data")
     b: str | None = option(None, "second model: folder or hub id; the win rate is that of b")
-    judge: str = option("gold", "gold (zoo only), reward-model:DIR, openai:MODEL or human")
     data: list[str] = option(["zoo"], "prompts: zoo, zoo:held-out, files, or hub ids (id:split)")
-    agreement: str | None = option(None, "judge the judge: pairs with known winners, no --a, --b")
-    limit: int = option(500, "prompts or pairs, drawn by the seed (0: all)")
-    out: str = option("runs/judge", "folder of the run")
+    limit: int = option(500, "prompts or pairs, drawn by the seed (0: all)", at_least=0)
+    agreement: str | None = option(None, "test the judge: pairs with known winners, no --a, --b")
+    judge: str = option(
+        "gold", "gold (zoo only), reward-model:DIR, openai:MODEL or human", heading="Judge"
+    )
+    base_url: str | None = option(None, "openai: address of a compatible server, http://host/v1")
+    concurrency: int = option(4, "openai: questions under way at once", at_least=1)
+    timeout: float = option(60.0, "openai: seconds to wait for a reply", above=0, below=math.inf)
+    retries: int = option(
+        5, "openai: further attempts after 429, 5xx, a time-out or a lost connection", at_least=0
+    )
+    max_new_tokens: int = option(64, "longest answer, in tokens", heading="Sampling", at_least=1)
+    temperature: float = option(1.0, "of the sampling distribution", above=0, below=math.inf)
+    batch_size: int = option(64, "answers sampled at once", at_least=1)
+    dtype: Literal["auto", "float32", "bfloat16"] = option("float32", "what the models compute in")
+    out: str = option("runs/judge", "folder of the run", heading="Run")
     seed: int = option(0, "of the prompts, the answers and the order in which they are shown")
     resume: bool = option(False, "go on with the interrupted run in --out, asking nothing twice")
     overwrite: bool = option(False, "replace the run in --out")
-    max_new_tokens: int = option(64, "longest answer, in tokens")
-    temperature: float = option(1.0, "of the sampling of answers")
-    batch_size: int = option(64, "answers sampled at once")
-    dtype: Literal["auto", "float32", "bfloat16"] = option("float32", "what the models compute in")
-    base_url: str | None = option(None, "openai: address of a compatible server, http://host/v1")
-    concurrency: int = option(4, "openai: questions under way at once")
-    timeout: float = option(60.0, "openai: seconds to wait for a reply")
-    retries: int = option(5, "openai: further attempts after 429, 5xx, a time-out or a cut line")
 
 
 def check(config: Config) -> None:
-    """Settings that cannot work, each in one sentence."""
+    """Raise InputError for settings that cannot work together."""
     if config.agreement and (config.a or config.b):
         raise InputError("--agreement judges the judge on given pairs: leave --a and --b out")
     if not config.agreement and not (config.a and config.b):
         raise InputError("two models are needed: give --a and --b (or --agreement FILE)")
     if config.resume and config.overwrite:
         raise InputError("--resume goes on with a run, --overwrite replaces it: give one of them")
-    lowest = {"limit": 0, "max_new_tokens": 1, "batch_size": 1, "concurrency": 1, "retries": 0}
-    for name, least in lowest.items():
-        if getattr(config, name) < least:
-            flag = "--" + name.replace("_", "-")
-            raise InputError(f"{flag} must be at least {least}, got {getattr(config, name)}")
-    for name in ("temperature", "timeout"):
-        if not 0 < getattr(config, name) < float("inf"):
-            raise InputError(f"--{name} must be above 0, got {getattr(config, name)}")
-    # a run may go on with more patience or more hands than it began with
-    before = read_json(Path(config.out) / "run.json").get("config", {})
-    patience = {k: before[k] for k in ("concurrency", "timeout", "retries") if k in before}
-    check_folder(config.out, replace(config, **patience), config.resume, config.overwrite)
+    check_ranges(config)
+    check_folder(config, may_differ=("concurrency", "timeout", "retries"))
 
 
-def drawn(config: Config, items: list) -> list:
-    return random.Random(config.seed).sample(items, min(len(items), config.limit or len(items)))
-
-
-def sampled_duels(config: Config) -> list[Duel]:
-    """One answer of each model to every prompt."""
-    prompts = drawn(config, data.read_prompts(config.data))
+def choose_judge(config: Config) -> Callable[[list[Comparison], VerdictLog], None]:
+    """The function that adds the verdicts of --judge to the log.  Raises InputError."""
+    kind, _, model = config.judge.partition(":")
+    if config.judge == "human":
+        return judge_by_hand
     if config.judge == "gold":
-        for prompt in prompts:  # before anything is computed: does the zoo know the question?
-            judges.gold(prompt, "", "")
-    models = {}
-    for side, path in (("a", config.a), ("b", config.b)):
+        return partial(ask, gold)
+    if kind == "reward-model" and model:
+        return partial(ask, reward_model_judge(model, choose_dtype(config.dtype)))
+    if kind == "openai" and model:
+        judge = OpenAIJudge(model, config.base_url, config.timeout, config.retries)
+        return partial(ask, judge, workers=config.concurrency)
+    raise InputError(
+        f"--judge {config.judge} is unknown: use gold, reward-model:DIR, openai:MODEL or human"
+    )
+
+
+def make_comparisons(config: Config) -> list[Comparison]:
+    """Answers to compare: one of each model per prompt, or (--agreement) a rejected, b chosen."""
+    items = read_pairs([config.agreement])[0] if config.agreement else read_prompts(config.data)
+    items = random.Random(config.seed).sample(items, min(len(items), config.limit or len(items)))
+    first = random.Random(f"shown first {config.seed}").choices("ab", k=len(items))
+    if config.agreement:
+        return [
+            Comparison(pair.prompt, pair.rejected, pair.chosen, side)
+            for pair, side in zip(items, first, strict=True)
+        ]
+    (a, a_finished), (b, b_finished) = sample_answers(config, items)
+    columns = zip(items, a, b, first, a_finished, b_finished, strict=True)
+    return [Comparison(*values) for values in columns]
+
+
+def sample_answers(config: Config, prompts: list) -> list[tuple[list[str], list[bool]]]:
+    """For each model one answer to every prompt: texts [P], and whether each one ended [P]."""
+    if config.judge == "gold":
+        for prompt in prompts:  # raises InputError, before any sampling, unless the zoo can rate it
+            gold(prompt, "", "")
+    models, sampled = [], []
+    for path in (config.a, config.b):
         tokenizer = load_tokenizer(path)
-        models[side] = load_causal_lm(path, choose_dtype(config.dtype)), tokenizer
-        context = context_length(models[side][0])
-        if config.max_new_tokens >= context:
+        model = load_causal_lm(path, choose_dtype(config.dtype))
+        if config.max_new_tokens >= context_length(model):
             raise InputError(
                 f"--max-new-tokens {config.max_new_tokens} leaves no room for a prompt in the "
-                f"context of {path} ({context} tokens): give less"
+                f"context of {path} ({context_length(model)} tokens): give less"
             )
-    texts, finished = {}, {}
-    for number, side in enumerate(models):
+        models.append((model, tokenizer))
+    for i, side in enumerate("ab"):
         print(f"sampling {len(prompts)} answers of {side}: {getattr(config, side)}", flush=True)
-        seed = 2 * config.seed + number  # the same model twice must not give the same answers
-        how = config.max_new_tokens, config.temperature, seed, config.batch_size
-        texts[side], finished[side] = answer(*models[side], prompts, *how)
-    columns = prompts, texts["a"], texts["b"], first_shown(config, len(prompts))
-    return [Duel(*row) for row in zip(*columns, finished["a"], finished["b"], strict=True)]
+        seed = 2 * config.seed + i  # differs by side: --a and --b may be the same model
+        settings = config.max_new_tokens, config.temperature, seed, config.batch_size
+        sampled.append(sample_texts(*models[i], prompts, *settings))
+    return sampled
 
 
-def known_duels(config: Config) -> list[Duel]:
-    """Pairs with known winners as duels: a is the rejected answer, b the chosen one."""
-    pairs = drawn(config, data.read_pairs([config.agreement])[0])
-    shown = first_shown(config, len(pairs))
-    return [Duel(p.prompt, p.rejected, p.chosen, s) for p, s in zip(pairs, shown, strict=True)]
+def ask(judge: Judge, comparisons: list[Comparison], log: VerdictLog, workers: int = 1) -> None:
+    """Ask about every comparison in both orders; each verdict is logged as soon as it is known.
 
+    A question that has a reply is not asked again.  Raises InputError when the judge never replies.
+    """
+    keys = [(i, order) for i, c in enumerate(comparisons) if c.a != c.b for order in (0, 1)]
+    keys = [key for key in keys if key not in log.verdicts or log.verdicts[key].no_reply]
+    if isinstance(judge, OpenAIJudge):
+        print(judge.estimate([comparisons[i].question(order) for i, order in keys]), flush=True)
 
-def first_shown(config: Config, n: int) -> list[str]:
-    return random.Random(f"shown first {config.seed}").choices("ab", k=n)
-
-
-def ask(judge: judges.Judge, duels: list[Duel], journal: Journal, workers: int) -> None:
-    """Ask every question without a reply, `workers` at once; each verdict is on disk when known."""
-    known = {key for key, verdict in journal.known.items() if not verdict.unheard}
-    different = [i for i, duel in enumerate(duels) if duel.a != duel.b]
-    keys = [(i, order) for i in different for order in (0, 1) if (i, order) not in known]
-    if hasattr(judge, "estimate"):
-        print(judge.estimate([duels[i].question(order) for i, order in keys]), flush=True)
-
-    def one(key: tuple[int, int]) -> judges.Verdict:
-        verdict = judge(*duels[key[0]].question(key[1]))
-        journal.add(*key, verdict)
+    def ask_one(i: int, order: int):
+        verdict = judge(*comparisons[i].question(order))
+        log.add(i, order, verdict)
         return verdict
 
-    pool, tokens, silent = ThreadPoolExecutor(workers), 0, 0
+    pool, tokens, without_reply = ThreadPoolExecutor(workers), 0, 0
     try:
-        futures = [pool.submit(one, key) for key in keys]
+        futures = [pool.submit(ask_one, *key) for key in keys]
         for future in (bar := tqdm(as_completed(futures), total=len(keys), desc="judge")):
             verdict = future.result()
-            silent = silent + 1 if verdict.unheard else 0
-            if silent == GIVE_UP:
+            without_reply = without_reply + 1 if verdict.no_reply else 0
+            if without_reply == GIVE_UP:
                 raise InputError(
                     f"the judge gave no reply {GIVE_UP} times in a row, last: "
                     f"{verdict.explanation}: cure that, then go on with --resume"
@@ -154,69 +171,68 @@ def ask(judge: judges.Judge, duels: list[Duel], journal: Journal, workers: int) 
             tokens += verdict.prompt_tokens + verdict.reply_tokens
             if tokens:
                 bar.set_postfix(tokens=f"{tokens:,} of {tokens * len(keys) // (bar.n + 1):,}")
-    finally:  # what is under way is waited for and kept; what waits in the queue is not asked
+    finally:  # questions under way end and are logged; those in the queue are not asked
         pool.shutdown(cancel_futures=True)
 
 
-def write_results(config: Config, log: RunLog, duels: list[Duel], journal: Journal) -> dict:
-    """verdicts.csv, comparisons.jsonl, summary.json and the report, of what is known so far."""
-    orders = (0,) if config.judge == "human" else (0, 1)
-    outcomes = [settle(d, [journal.known.get((i, o)) for o in orders]) for i, d in enumerate(duels)]
+def write_results(config: Config, log: RunLog, outcomes: list[Outcome]) -> dict:
+    """Write verdicts.csv, comparisons.jsonl, summary.json and the report; returns the summary."""
     summary = {"judge": config.judge, "a": config.a, "b": config.b}
-    summary |= summarise(duels, outcomes, journal, bool(config.agreement), config.seed)
-    write_verdicts(log.out / "verdicts.csv", duels, outcomes, config.judge)
-    if not config.agreement:  # else they would be the given pairs, relabelled
-        rows = comparisons(duels, outcomes, journal)
-        log.write_rows("comparisons.jsonl", rows)
-        summary["comparisons"] = len(rows)
+    summary |= summarise(outcomes, bool(config.agreement), config.seed)
+    write_verdicts(log.out / "verdicts.csv", outcomes, config.judge)
+    if not config.agreement:  # its pairs have their winners already
+        pairs = training_pairs(outcomes)
+        log.write_rows("comparisons.jsonl", pairs)
+        summary["comparisons"] = len(pairs)
     log.finish(summary)
     report.write_report(log.out)
     return summary
 
 
-def show(config: Config, found: dict) -> None:
-    share = {k: f"{v:.1%}" if isinstance(v, float) else "none" for k, v in found.items()}
-    name = "agreement" if config.agreement else "win_rate"
+def print_summary(config: Config, summary: dict) -> None:
+    share = {k: f"{v:.1%}" if isinstance(v, float) else "none" for k, v in summary.items()}
+    name, title, in_data = "win_rate", "win rate of b", ""
+    if config.agreement:
+        name, title = "agreement", "agreement"
+        in_data = f" (in the data {share['longer_wins_data']})"
     print(
-        f"{config.out}: {'agreement' if config.agreement else 'win rate of b'} {share[name]} "
-        f"[{share[name + '_low']}, {share[name + '_high']}], at equal length "
-        f"{share['length_controlled_rate']}; {found['pairs']} pairs, {found['ties']} ties "
-        f"({found['identical']} identical), {found['failures']} failures\n"
-        f"  the order changes the verdict on {share['position_disagreement']}; "
-        f"the first wins {share['first_shown_wins']}, the longer {share['longer_wins']}"
-        + (f" (in the data {share['longer_wins_data']})" if config.agreement else "")
+        f"{config.out}: {title} {share[name]} [{share[name + '_low']}, {share[name + '_high']}], "
+        f"at equal length {share['length_controlled_rate']}; {summary['pairs']} pairs, "
+        f"{summary['ties']} ties ({summary['identical']} identical), "
+        f"{summary['failures']} failures\n"
+        f"  the order changes the verdict on {share['position_disagreement']}; the first wins "
+        f"{share['first_shown_wins']}, the longer {share['longer_wins']}{in_data}"
     )
 
 
 def main(config: Config) -> dict:
-    """Sample, ask, settle, write; returns the summary."""
+    """Sample answers, ask the judge in both orders, settle, write; returns the summary."""
     check(config)
-    settings = {k: getattr(config, k) for k in ("base_url", "timeout", "retries")}
-    judge = judges.build(config.judge, config.dtype, **settings)
-    stored, verdicts = Path(config.out) / "duels.jsonl", Path(config.out) / "verdicts.jsonl"
-    if config.resume and stored.exists():
-        duels = [Duel(**row) for row in read_jsonl(stored)]
+    judge_all = choose_judge(config)  # before sampling, so that a wrong name costs no time
+    answers_path = Path(config.out) / "answers.jsonl"
+    verdicts_path = Path(config.out) / "verdicts.jsonl"
+    if config.resume and answers_path.exists():
+        comparisons = [Comparison(**row) for row in read_jsonl(answers_path)]
     else:
-        duels = known_duels(config) if config.agreement else sampled_duels(config)
-    about = {"fingerprint": data.fingerprint([asdict(duel) for duel in duels])}
-    if config.overwrite:  # first of all: old verdicts must never meet new duels
-        verdicts.unlink(missing_ok=True)
-    log = RunLog(config.out, "judge.py", config, about, overwrite=config.overwrite)
-    log.write_rows(stored.name, [asdict(duel) for duel in duels])
-    journal = Journal(verdicts)
+        comparisons = make_comparisons(config)
+    rows = [asdict(comparison) for comparison in comparisons]
+    if config.overwrite:  # first, because old verdicts must never be read with new answers
+        verdicts_path.unlink(missing_ok=True)
+    run_log = RunLog("judge.py", config, {"fingerprint": fingerprint(rows)})
+    run_log.write_rows(answers_path.name, rows)
+    log = VerdictLog(verdicts_path)
     try:
-        if judge:
-            workers = config.concurrency if config.judge.startswith("openai:") else 1
-            ask(judge, duels, journal, workers)
-        elif not judge_by_hand(duels, journal):
-            print(f"saved in {config.out}: go on with --resume")
-            raise KeyboardInterrupt
-    finally:
-        journal.close()
-        summary = write_results(config, log, duels, journal)
-    show(config, summary)
+        judge_all(comparisons, log)
+    finally:  # an interrupted run has results too
+        orders = (0,) if config.judge == "human" else (0, 1)
+        outcomes = [
+            settle(comparison, [log.verdicts.get((i, order)) for order in orders])
+            for i, comparison in enumerate(comparisons)
+        ]
+        summary = write_results(config, run_log, outcomes)
+    print_summary(config, summary)
     return summary
 
 
 if __name__ == "__main__":
-    command_line.run(main, Config)
+    run(main, Config)

@@ -19,14 +19,14 @@ GOLD, LEARNT, CURE, CIRCLE = "#D55E00", "#0072B2", "#009E73", "#CC79A7"
 
 
 def curve(axes, runs: list[Path], key: str, color: str, label: str, **style) -> None:
-    """One metric of consecutive runs, in the unit of its own ruler for rewards."""
+    """One metric of consecutive runs, rewards standardised as in training."""
     values = []
     for run in runs:
-        ruler = read_json(run / "run.json")["data"]["ruler"]
-        found = series(read_jsonl(run / "metrics.jsonl"), key)[1]
+        scale = read_json(run / "run.json")["data"]["reward_scale"]
+        series_values = series(read_jsonl(run / "metrics.jsonl"), key)[1]
         if key == "reward/mean":
-            found = [(v - ruler["mean"]) / ruler["std"] for v in found]
-        values += found
+            series_values = [(v - scale["mean"]) / scale["std"] for v in series_values]
+        values += series_values
     axes.plot(range(1, len(values) + 1), values, color=color, alpha=0.2, lw=1)
     axes.plot(range(1, len(values) + 1), smooth(values), color=color, lw=2, label=label, **style)
 
@@ -43,7 +43,7 @@ def main() -> None:
         ylabel="gold rating",
     )
     left.set_ylim(0.5, 10.2)
-    other.set_ylabel("learned reward (std of start model's)")
+    other.set_ylabel("learned reward (standard deviations)")
     lines = left.get_lines()[1:] + other.get_lines()[1:]
     left.legend(lines, [line.get_label() for line in lines], loc="lower left", fontsize=8)
     rounds = sorted(loop.glob("policy-*"), key=lambda p: int(p.name.split("-")[1]))

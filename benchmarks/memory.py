@@ -15,7 +15,8 @@ import timing
 import torch
 
 from rlhf_min.hardware.device import choose_dtype
-from rlhf_min.models.loading import choose_layout, load_causal_lm
+from rlhf_min.models.batches import layout_of
+from rlhf_min.models.loading import load_causal_lm
 from rlhf_min.models.log_probs import answer_log_probs
 from rlhf_min.models.prompt_tree import build_tree
 
@@ -41,7 +42,7 @@ def main() -> None:
     if args.vocabulary:
         model.resize_token_embeddings(args.vocabulary, mean_resizing=False)
     ids = torch.randint(3, 250, (args.rows, args.prompt_tokens + args.answer_tokens))
-    layout = choose_layout(model)
+    layout = layout_of(model)
     before = timing.peak_gb()
 
     def step() -> float:

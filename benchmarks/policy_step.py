@@ -9,16 +9,30 @@ both).  The flags are those of the peer's script; answers never end, so all have
 from collections import Counter
 
 import timing
-import torch
 
 import train_policy
 from rlhf_min.hardware.device import choose_dtype
-from rlhf_min.maths.reward_shaping import standardise
-from rlhf_min.models.loading import choose_layout, load_causal_lm, load_tokenizer
-from rlhf_min.models.sampling import sample
-from rlhf_min.models.scoring import RolloutScorer
-from rlhf_min.policy_setup import PolicySetup
-from rlhf_min.reporting.run_folder import Clock
+from rlhf_min.models.loading import load_causal_lm, load_tokenizer
+from rlhf_min.models.scoring import RewardScorer
+from rlhf_min.models.tokens import EncodedPrompt
+
+
+class Steps:
+    """Collects what the training loop logs, and the seconds between its steps."""
+
+    def __init__(self, answer_tokens: int):
+        self.answer_tokens, self.seconds, self.parts = answer_tokens, [], Counter()
+        self.begin = timing.now()
+
+    def log(self, step: int, metrics: dict, bar) -> None:
+        self.seconds.append(timing.now() - self.begin)
+        assert metrics["length/mean"] == self.answer_tokens
+        if step > 2:
+            self.parts.update({k: v for k, v in metrics.items() if k.startswith("time/")})
+        self.begin = timing.now()
+
+    def checkpoint_due(self, step: int) -> bool:
+        return False
 
 
 def main() -> None:
@@ -29,40 +43,19 @@ def main() -> None:
         return timing.report_curve(args)
     config = train_policy.Config(
         samples=args.samples, batch_size=args.prompts * args.samples, kl=args.kl, lr=1e-6,
-        micro_batch=args.micro_batch,
+        micro_batch=args.micro_batch, steps=args.steps, data=["random texts"],
     )  # fmt: skip
     dtype = choose_dtype(args.dtype)
     tokenizer = load_tokenizer(args.model)
-    policy = load_causal_lm(args.model, dtype)
-    reference = load_causal_lm(args.model, dtype).requires_grad_(False)
-    scorer = RolloutScorer(args.model + "-rm", tokenizer, dtype)
+    policy, reference = (load_causal_lm(args.model, dtype) for _ in range(2))
+    scorer = RewardScorer(args.model + "-rm", dtype, tokenizer)
     texts = timing.random_texts(args.prompts * args.steps, args.prompt_tokens)
-    ids = [tokenizer(text).input_ids for text in texts]
+    prompts = [EncodedPrompt(text, tokenizer(text).input_ids) for text in texts]
     sampling = {"max_new_tokens": args.answer_tokens, "temperature": 1.0, "end_ids": []}
-    setup = PolicySetup(
-        policy, reference, tokenizer, scorer, choose_layout(policy), texts, ids, args.prompts,
-        sampling, None, None, {},
-    )  # fmt: skip
-    learner = train_policy.Learner(setup, config)
-    generator = torch.Generator(policy.device).manual_seed(0)
-    parts = Counter()
-
-    def step(number: int) -> None:
-        clock = Clock()
-        some = slice(number * args.prompts, (number + 1) * args.prompts)
-        rollout = sample(policy, ids[some], args.samples, generator=generator, **sampling)
-        assert rollout.lengths.eq(args.answer_tokens).all()
-        clock("sample")
-        scores, weights = scorer(rollout, texts[some])
-        rewards = standardise(scores, 0.0, 1.0)
-        clock("score")
-        learner.update(rollout, rewards, weights, 1e-6, guard=False, clock=clock)
-        if number >= 2:
-            parts.update(clock.seconds)
-
-    seconds = timing.timed(step, args.steps)
+    steps, state = Steps(args.answer_tokens), {"step": 0, "reward_scale": {"mean": 0.0, "std": 1.0}}
+    train_policy.train(config, policy, reference, scorer, prompts, sampling, None, steps, state)
     count = max(1, args.steps - 2)
-    timing.report(args, seconds, **{k: round(v / count, 3) for k, v in parts.items()})
+    timing.report(args, steps.seconds, **{k: round(v / count, 3) for k, v in steps.parts.items()})
 
 
 if __name__ == "__main__":

@@ -8,14 +8,15 @@ import random
 
 import timing
 
-from rlhf_min.data import preferences as data
+from rlhf_min.data.encoding import EncodedPair, encode_pairs
+from rlhf_min.data.preferences import read_pairs
 from rlhf_min.hardware.device import choose_dtype
 from rlhf_min.hardware.optimiser import MasterAdamW
 from rlhf_min.maths.preference_losses import bradley_terry
-from rlhf_min.models.loading import choose_layout, load_tokenizer
-from rlhf_min.models.prompt_tree import build_tree, length_batches
+from rlhf_min.models.batches import tree_batches
+from rlhf_min.models.loading import load_tokenizer
+from rlhf_min.models.prompt_tree import row_length
 from rlhf_min.models.reward_model import branch_outputs, load_reward_model
-from rlhf_min.reporting.evaluation import EncodedPair, encode_pairs
 
 
 def fixed_pairs(args, tokenizer) -> list[EncodedPair]:
@@ -32,34 +33,31 @@ def fixed_pairs(args, tokenizer) -> list[EncodedPair]:
 def main() -> None:
     args = timing.arguments(
         __doc__, pairs=4, prompt_tokens=128, answer_tokens=64, data="", rows=128, max_length=1024,
-        micro_batch=16, micro_tokens=0,
+        micro_batch=16, max_positions=0,
     )  # fmt: skip
     if args.grow:
         return timing.report_curve(args)
     tokenizer = load_tokenizer(args.model)
     model = load_reward_model(args.model + "-rm", choose_dtype(args.dtype))
-    layout, optimiser = choose_layout(model), MasterAdamW(model)
-    micro_tokens = args.micro_tokens or layout.micro_tokens
+    optimiser = MasterAdamW(model)
     if args.data:
-        some = data.read_pairs([args.data])[0][: args.rows]
-        pairs, dropped = encode_pairs(tokenizer, some, args.max_length, "--data")
+        first = read_pairs([args.data])[0][: args.rows]
+        pairs, dropped = encode_pairs(tokenizer, first, args.max_length, "--data")
         args.steps = -(-len(pairs) // args.pairs)
     else:
         pairs, dropped = fixed_pairs(args, tokenizer), {}
 
     def step(number: int) -> None:
         batch = pairs[number * args.pairs : (number + 1) * args.pairs]
-        lengths = [pair.length for pair in batch]
-        for rows in length_batches(lengths, args.micro_batch, micro_tokens):
-            tree = build_tree(
-                [batch[i].prompt for i in rows], [batch[i].answers for i in rows], layout
-            )
+        prompts, answers = [pair.prompt for pair in batch], [pair.answers for pair in batch]
+        limits = args.micro_batch, args.max_positions
+        for rows, tree in tree_batches(model, prompts, answers, *limits):
             chosen, rejected = branch_outputs(model, tree).view(len(rows), 2).unbind(1)
             (bradley_terry(chosen, rejected) * len(rows) / len(batch)).backward()
         optimiser.step(1e-5, 1.0)
 
     seconds = timing.timed(step, args.steps)
-    tokens = sum(pair.length for pair in pairs)
+    tokens = sum(row_length(pair.prompt, pair.answers) for pair in pairs)
     timing.report(
         args, seconds, total_seconds=round(sum(seconds), 2), tokens=tokens, dropped=dropped
     )

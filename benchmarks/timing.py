@@ -67,15 +67,20 @@ def random_texts(count: int, letters: int) -> list[str]:
     return ["".join(rng.choices(string.ascii_lowercase, k=letters)) for _ in range(count)]
 
 
+def now() -> float:
+    """Seconds on a clock that waits for the GPU's work to end."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def timed(step, count: int) -> list[float]:
     """Seconds of each of `count` calls of step(number)."""
     seconds = []
     for number in range(count):
-        begin = time.perf_counter()
+        begin = now()
         step(number)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(now() - begin)
     return seconds
 
 

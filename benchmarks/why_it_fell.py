@@ -18,7 +18,8 @@ import torch
 
 import train_policy
 from rlhf_min.maths.baselines import ExponentialAverage
-from rlhf_min.models import log_probs
+from rlhf_min.models.log_probs import answer_log_probs as right_log_probs
+from rlhf_min.models.log_probs import rollout_log_probs
 
 
 def of_the_prompt(model, tree, temperature=1.0):
@@ -43,36 +44,48 @@ def misplaced(model, tree, temperature, own_tokens):
     wrong = dataclasses.replace(tree, predictors=torch.cat(predictors))
     if own_tokens:
         wrong = dataclasses.replace(wrong, targets=torch.cat(targets))
-    return log_probs.answer_log_probs(model, wrong, temperature)
+    return right_log_probs(model, wrong, temperature)
 
 
 def of_all_but_the_last_token(model, tree, temperature=1.0):
     """Traps 2 and 3: the end token is not counted, so nothing teaches the policy to stop."""
     last = torch.cat([tree.owners[1:] != tree.owners[:-1], torch.ones(1, dtype=torch.bool)])
     kept = {name: getattr(tree, name)[~last] for name in ("predictors", "targets", "owners")}
-    return log_probs.answer_log_probs(model, dataclasses.replace(tree, **kept), temperature)
+    return right_log_probs(model, dataclasses.replace(tree, **kept), temperature)
+
+
+def everywhere(wrong) -> dict:
+    """Patches that compute the policy's and the reference's log-probs by the function `wrong`."""
+
+    def wrong_rollout(*args):
+        with mock.patch("rlhf_min.models.log_probs.answer_log_probs", wrong):
+            return rollout_log_probs(*args)
+
+    return {"answer_log_probs": wrong, "rollout_log_probs": wrong_rollout}
 
 
 def no_guard(gap, dtype):
     """The alignment guard would stop these runs at their first step."""
 
 
-def flipped(log_probs, advantages, sequences):
+def flipped(log_probs, advantages, count):
     """The loss with its sign flipped: it *lowers* the log-probs of good answers."""
-    return (advantages.detach() * log_probs).sum() / sequences
+    return (advantages.detach() * log_probs).sum() / count
 
 
-RAW = {"ruler_of": lambda rewards: {"mean": 0.0, "std": 1.0}}  # ratings as they are, 1..10
+RAW = {
+    "evaluation.reward_scale": lambda scores: {"mean": 0.0, "std": 1.0}
+}  # ratings as they are, 1..10
 ZERO = RAW | {"baselines.MovingAverage": lambda start: ExponentialAverage(value=0.0, decay=0.95)}
 VARIANTS = {
     "as it is": {},
-    "trap 1: the prompt's log-probs": {"answer_log_probs": of_the_prompt},
-    "trap 1: answer's tokens, wrong positions": {"answer_log_probs": at_the_first_positions},
+    "trap 1: the prompt's log-probs": everywhere(of_the_prompt),
+    "trap 1: answer's tokens, wrong positions": everywhere(at_the_first_positions),
     "trap 1: the same, sign flipped": {
-        "answer_log_probs": at_the_first_positions,
+        **everywhere(at_the_first_positions),
         "policy_losses.reinforce": flipped,
     },
-    "trap 3: end token not counted": {"answer_log_probs": of_all_but_the_last_token},
+    "trap 3: end token not counted": everywhere(of_all_but_the_last_token),
     "trap 8: baseline starts at 0, ratings raw": ZERO,
 }
 

@@ -1,42 +1,72 @@
-"""Command lines from frozen dataclasses; whatever a user got wrong is one sentence and exit code 2.
+"""Command lines from frozen dataclasses; a wrong input is one sentence on stderr and exit code 2.
 
-A field is a flag (`max_new_tokens`: `--max-new-tokens`; underscores work too).  Its metadata holds
-`help`, with the unit, and `aliases`, as ["--short"]; `Literal` lists choices, a bool is a switch.
-Exit codes: 0 done, 2 a setting or input is wrong, 130 interrupted.
+Every field of a settings dataclass is a flag: `max_new_tokens` is `--max-new-tokens` (underscores
+work too), a bool is a switch, a `Literal` lists the choices, a list takes several values.
+Exit codes: 0 done, 2 a setting or an input is wrong, 130 interrupted.
 """
 
 import argparse
+import dataclasses
 import difflib
 import math
+import operator
 import os
-import re
+import runpy
 import sys
-import traceback
+import types
+import typing
 from collections.abc import Callable
-from dataclasses import field
-from typing import TypeVar
-
-from transformers.hf_argparser import HfArgumentParser, string_to_bool
+from pathlib import Path
+from typing import Literal, TypeVar
 
 from rlhf_min import InputError
-from rlhf_min.hardware.device import keep_freed_memory
 
 Config = TypeVar("Config")
 
+BOUNDS = {
+    "at_least": operator.ge,
+    "above": operator.gt,
+    "at_most": operator.le,
+    "below": operator.lt,
+}
+KINDS = {int: "a whole number", float: "a finite number", str: "text"}
 
-def option(default, text: str, *aliases: str):
-    """A field of a settings dataclass: its default, its help with the unit, other flags for it."""
-    metadata = {"help": text, "aliases": list(aliases)} if aliases else {"help": text}
+
+def option(default, text: str, *aliases: str, heading: str = "", **bounds: float):
+    """A field of a settings dataclass.
+
+    text: the help, with the unit; aliases: other flags for it; heading: starts a group in --help;
+    bounds: at_least, above, at_most, below (`check_ranges` enforces them).
+    """
+    if unknown := bounds.keys() - BOUNDS.keys():
+        raise TypeError(f"unknown bounds {sorted(unknown)}: use {', '.join(BOUNDS)}")
+    metadata = {"help": text, "aliases": aliases, "heading": heading, "bounds": bounds}
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
-def run(
-    main: Callable[[Config], object], config_class: type[Config], argv: list[str] | None = None
-):
-    """main(settings); returns 0, or ends the process with one line on stderr and an exit code."""
-    keep_freed_memory()
+def flag_of(name: str) -> str:
+    """The flag of a field: "max_new_tokens" → "--max-new-tokens"."""
+    return "--" + name.replace("_", "-")
+
+
+def check_ranges(config) -> None:
+    """Raise InputError for the first setting outside the bounds declared beside its field."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        for bound, limit in field.metadata.get("bounds", {}).items():
+            if value is not None and not BOUNDS[bound](value, limit):  # NaN is outside all bounds
+                wanted = bound.replace("_", " ")
+                raise InputError(f"{flag_of(field.name)} must be {wanted} {limit}, got {value}")
+
+
+def run(main: Callable[[Config], object], config_class: type[Config], argv: list | None = None):
+    """Call main(settings) and return 0, or exit with one line on stderr and an exit code.
+
+    That line is for InputError, OSError and FloatingPointError (training diverged); every other
+    error is a bug and keeps its traceback.
+    """
     try:
         main(parse(config_class, argv))
         sys.stdout.flush()
@@ -44,98 +74,118 @@ def run(
     except KeyboardInterrupt:
         how = ": --resume goes on" if hasattr(config_class, "resume") else ""
         message, code = f"interrupted{how}", 130
-    except BrokenPipeError:  # `… | head`: nobody reads on, and Python's last flush must not say so
+    except BrokenPipeError:  # as in `… | head`: Python's last flush must not complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
+    except (InputError, FloatingPointError) as error:
+        message, code = f"error: {error}", 2
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         message, code = f"error: {reason}: check the path, its rights and the disk", 2
-    except FloatingPointError as error:
-        message, code = f"error: {error}: lower --lr", 2
-    except ValueError as error:
-        if not isinstance(error, InputError) and not _ours(error, main):
-            raise  # a library's: more likely our mistake than the user's, so with its traceback
-        message, code = f"error: {error}", 2
     print(" ".join(message.splitlines()), file=sys.stderr)
     raise SystemExit(code)
 
 
-def _ours(error: Exception, main: Callable) -> bool:
-    """Was it raised by the project itself, say by a maths room, or by the script of `main`?"""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    name = frame.f_globals.get("__name__", "")
-    return name.startswith("rlhf_min") or name == main.__module__
+def run_script(path: Path, *argv: str) -> None:
+    """Run another script of this project with these arguments, as its command line would.
+
+    In this process, because importing the libraries again takes seconds.  Raises SystemExit
+    when the script ends with an exit code other than 0.
+    """
+    before = sys.argv
+    sys.argv = [str(path), *argv]
+    try:
+        runpy.run_path(str(path), run_name="__main__")
+    finally:
+        sys.argv = before
 
 
 def parse(config_class: type[Config], argv: list[str] | None = None) -> Config:
-    """The settings that a command line (by default this process's own) gives.
+    """The settings given on a command line (by default this process's own).
 
-    Raises InputError for an unknown flag, a missing one, a wrong value, or a list given twice.
+    Raises InputError for an unknown or missing flag, a wrong value, or a list given twice.
     """
     about = (sys.modules[config_class.__module__].__doc__ or "").split("\n\n")[0]
-    layout = argparse.HelpFormatter
-    parser = _Parser(config_class, allow_abbrev=False, description=about, formatter_class=layout)
-    known, lists, words = parser._option_string_actions, [], []
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [flags]",
+        description=about,
+        allow_abbrev=False,
+        exit_on_error=False,
+        add_help=False,
+    )
+    flags = {"--help": parser.add_argument("-h", "--help", action="help", help="show this help")}
+    hints, group = typing.get_type_hints(config_class), parser
+    for field in dataclasses.fields(config_class):
+        if field.metadata.get("heading"):
+            group = parser.add_argument_group(field.metadata["heading"])
+        names = [flag_of(field.name), *field.metadata.get("aliases", ())]
+        action = group.add_argument(*names, dest=field.name, **_argument(field, hints[field.name]))
+        flags |= dict.fromkeys(action.option_strings, action)
+    words, lists = [], []
     for word in sys.argv[1:] if argv is None else argv:
         flag, equals, value = word.partition("=")
         if flag.startswith("--"):
             flag = flag.replace("_", "-")
-            if flag not in known:
-                near = difflib.get_close_matches(flag, known, n=1)
+            if flag not in flags:
+                near = difflib.get_close_matches(flag, flags, n=1)
                 hint = f"did you mean {near[0]}?" if near else "see --help for all flags"
                 raise InputError(f"unknown flag {flag}: {hint}")
-            if known[flag].nargs == "+":
-                lists.append(known[flag].dest)
+            if equals and flags[flag].nargs == 0:
+                raise InputError(f"{flag}: takes no value")
+            if flags[flag].nargs == "+":
+                if flags[flag] in lists:  # argparse would forget the first
+                    raise InputError(f"{flag} is given twice: put all values behind one")
+                lists.append(flags[flag])
         words.append(flag + equals + value)
-    for name in lists:
-        if lists.count(name) > 1:  # argparse would forget the first
-            raise InputError(
-                f"--{name.replace('_', '-')} is given twice: put all values behind one"
-            )
-    config, rest = parser.parse_args_into_dataclasses(
-        words, look_for_args_file=False, return_remaining_strings=True
-    )
+    try:
+        given, rest = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        flag = (error.argument_name or "").split("/")[0]
+        raise InputError(f"{flag}: {error.message}") from None
     if rest:
         raise InputError(f"{rest[0]!r} belongs to no flag: see --help for all flags")
-    return config
+    for name, value in vars(given).items():
+        if value is dataclasses.MISSING:
+            raise InputError(f"missing: {flag_of(name)}: see --help")
+    return config_class(**vars(given))
 
 
-class _Parser(HfArgumentParser):
-    """HfArgumentParser with dashes, defaults in its help, and InputError for its usage dump."""
+def _argument(field: dataclasses.Field, kind) -> dict:
+    """What `add_argument` needs for a field of type `kind`."""
+    has_factory = field.default_factory is not dataclasses.MISSING
+    default = field.default_factory() if has_factory else field.default
+    shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
+    shown = {"None": "none", "True": "on", "False": "off"}.get(shown, shown)
+    ending = "(required)" if default is dataclasses.MISSING else f"(default: {shown})"
+    text = f"{field.metadata.get('help', '')} {ending}".replace("%", "%%")
+    common = {"default": default, "help": text}
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction if default else "store_true", **common}
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):  # X | None
+        kind = typing.get_args(kind)[0]
+    elif origin is list:
+        kind, common["nargs"] = typing.get_args(kind)[0], "+"
+    elif origin is Literal:
+        choices = typing.get_args(kind)
+        common["metavar"] = f"{{{','.join(choices)}}}"
+        return {
+            "type": _reader(str, f"one of {', '.join(choices)}", choices.__contains__),
+            **common,
+        }
+    allowed = math.isfinite if kind is float else lambda value: True
+    return {"type": _reader(kind, KINDS[kind], allowed), **common}
 
-    def add_argument(self, *flags: str, **settings) -> argparse.Action:
-        flags = tuple(dict.fromkeys(flag.replace("_", "-") for flag in flags))
-        default = settings.get("default")
-        if settings.get("type") is string_to_bool:  # `--resume`, not `--resume yes`
-            text = settings.get("help", "")
-            settings = {"action": "store_true", "default": default, "help": text}
-        elif "type" in settings:
-            settings["type"] = _checked(settings["type"], settings.get("choices"))
-        if settings.get("action") != "help":
-            shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
-            shown = {"None": "none", "True": "on", "False": "off"}.get(shown, shown)
-            ending = "(required)" if settings.get("required") else f"(default: {shown})"
-            settings["help"] = f"{settings.get('help', '')} {ending}".strip().replace("%", "%%")
-        return super().add_argument(*flags, **settings)
 
-    def error(self, message: str):
-        message = re.sub(r"^argument ([^\s/:]+)\S*: ", r"\1: ", message)
-        message = re.sub(r"^the following .* required: (.*)", r"missing: \1: see --help", message)
-        raise InputError(re.sub(r"ignored explicit argument .*", "takes no value", message))
-
-
-def _checked(kind: Callable, choices: tuple | None) -> Callable:
-    """A reader of one value that says what it must be."""
-    kinds = {int: "a whole number", float: "a finite number", str: "text"}
-    wanted = f"one of {', '.join(map(str, choices))}" if choices else kinds.get(kind, str(kind))
+def _reader(kind: type, wanted: str, allowed: Callable) -> Callable[[str], object]:
+    """A function that reads one value of a flag and says what it must be."""
 
     def read(text: str):
         try:
-            value = kind(text)
-            if value not in (choices or [value]) or (kind is float and not math.isfinite(value)):
-                raise ValueError
+            if allowed(value := kind(text)):
+                return value
         except ValueError:
-            raise argparse.ArgumentTypeError(f"must be {wanted}, got {text!r}") from None
-        return value
+            pass
+        raise argparse.ArgumentTypeError(f"must be {wanted}, got {text!r}")
 
     return read

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass(frozen=True)
 class Fault:
-    """What to do instead of answering: a status, "hang", "cut", or a body of the test's own."""
+    """A reply that is sent as it is: an HTTP status, "hang" or "cut" (incomplete), and a body."""
 
     status: int | str = 200
     body: str = "{}"
@@ -23,17 +23,17 @@ def verdict(winner, explanation="because") -> str:
 
 
 def answers_of(text: str) -> tuple[str, str]:
-    """Both answers as a careful judge reads them: between the fences that carry the code."""
+    """Both answers of a request: the texts between the marker lines that carry the code."""
     code = re.search(r"carry the code (\w+)", text)[1]
-    found = []
+    answers = []
     for number in "12":
         name = f"ANSWER {number} {code}"
-        found.append(text.split(f"<<<{name}>>>\n")[1].split(f"\n<<<END OF {name}>>>")[0])
-    return tuple(found)
+        answers.append(text.split(f"<<<{name}>>>\n")[1].split(f"\n<<<END OF {name}>>>")[0])
+    return tuple(answers)
 
 
 class Server:
-    """`behave(text, number)`: the reply (text or Fault) to the request of this number, from 1."""
+    """Replies with behave(text, number), text or a Fault; requests are numbered from 1."""
 
     def __init__(self, behave):
         self.behave, self.bodies, self.keys, self.times = behave, [], [], []
@@ -86,7 +86,7 @@ def _handler(server: Server):
 
 @contextmanager
 def serving(behave):
-    """A running Server; its `url` is what --base-url takes."""
+    """Context manager: a running Server; its `url` is a value for --base-url."""
     server = Server(behave)
     http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(server))
     http.daemon_threads = True

@@ -9,10 +9,10 @@ from tiny_models import tiny_model, tolerance
 from torch.testing import assert_close
 
 from rlhf_min.hardware import attention
-from rlhf_min.models import prompt_tree
+from rlhf_min.models.layout import Layout, tree_mask
 from rlhf_min.models.loading import load_causal_lm
 from rlhf_min.models.log_probs import token_log_probs
-from rlhf_min.models.prompt_tree import Layout, build_tree, tree_mask
+from rlhf_min.models.prompt_tree import build_tree
 
 SPANS = [(5, 4, 7, 0), (3, 6, 2, 5), (9, 7, 0), (1, 1, 14)]  # prompt, branches, padding
 
@@ -58,8 +58,7 @@ def test_branch_by_branch_equals_the_whole_mask(heads, groups, scaling, queries,
     monkeypatch.setattr(attention, "QUERIES", queries)
     qkv, mask = states(heads, groups)
     expected = oracle(*qkv, mask, scaling)
-    mask.spans = SPANS
-    ours, weights = attention.attention(None, *qkv, mask, scaling=scaling)
+    ours, weights = attention.attention(None, *qkv, mask, scaling=scaling, spans=SPANS)
     assert weights is None
     compare(ours, expected, qkv, filled())
 
@@ -74,8 +73,7 @@ def test_what_the_mask_hides_is_not_computed(monkeypatch):
         lambda q, k, *r: pairs.append(q.shape[2] * k.shape[2]) or real(q, k, *r),
     )
     qkv, mask = states(2, 2, spans=SPANS[:1])
-    mask.spans = SPANS[:1]
-    attention.attention(None, *qkv, mask)
+    attention.attention(None, *qkv, mask, spans=SPANS[:1])
     assert pairs == [5 * 5, 4 * 9, 7 * 12]
 
 
@@ -108,7 +106,6 @@ def test_long_float32_rows_go_to_sdpa_and_no_mask_is_no_error(monkeypatch):
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt_neox", "mistral", "gpt2"])
 def test_a_model_with_long_trees_equals_plain_rows(family, monkeypatch):
     """Log-probs and gradients in float64; every layer must have gone branch by branch."""
-    monkeypatch.setattr(prompt_tree, "SPANS_FROM", 1)
     calls = []
     real = attention.branch_by_branch
     monkeypatch.setattr(
@@ -120,7 +117,7 @@ def test_a_model_with_long_trees_equals_plain_rows(family, monkeypatch):
     branches = [[[11, 12, 13], [14, 2]], [[15], [16, 17, 18, 19, 2]]]
     found = []
     for m, tree in ((model, True), (plain, False)):
-        layout = Layout(tree, 64, torch.float64, m.device)
+        layout = Layout(tree, 64, torch.float64, m.device, spans_from=1)
         log_probs = token_log_probs(m, build_tree(prompts, branches, layout))
         log_probs.mul(torch.arange(1.0, 1 + len(log_probs))).sum().backward()
         found.append((log_probs, {n: p.grad for n, p in m.named_parameters()}))
@@ -129,13 +126,13 @@ def test_a_model_with_long_trees_equals_plain_rows(family, monkeypatch):
 
 
 def test_only_long_trees_carry_spans():
-    layout = Layout(True, 10_000, torch.float32, torch.device("cpu"))
+    layout = Layout(True, 10_000, torch.float32, torch.device("cpu"), spans_from=256)
     prompt, answers = [5] * 100, [[6] * 100, [7] * 56]
-    assert build_tree([prompt, prompt[:9]], [answers, answers[1:]], layout).mask.spans == [
+    assert build_tree([prompt, prompt[:9]], [answers, answers[1:]], layout).spans == [
         (100, 100, 56, 0),
         (9, 56, 191),
     ]
-    assert not hasattr(build_tree([prompt], [answers[:1]], layout).mask, "spans")
+    assert not build_tree([prompt], [answers[:1]], layout).spans
 
 
 def test_loaded_models_take_it_and_saved_ones_do_not_name_it(tmp_path):

@@ -12,7 +12,8 @@ from tiny_models import tiny_folder, tiny_pairs, write_rows
 
 import train_policy
 import train_rm
-from rlhf_min import command_line
+from rlhf_min import command_line, defaults
+from rlhf_min.reporting import report
 from rlhf_min.zoo import start_model
 
 ROOT = Path(__file__).parents[1]
@@ -195,7 +196,7 @@ def test_a_wrong_setting_or_input_is_one_sentence(
 def test_the_good_command_line_is_good(place, monkeypatch, script, tmp_path):
     """Otherwise the test above might see another mistake than the one it is about."""
     monkeypatch.chdir(place)
-    monkeypatch.setattr(train_rm.report, "write_report", lambda out: None)
+    monkeypatch.setattr(report, "write_report", lambda out: None)
     line = command(script, "", tmp_path / "out")
     assert command_line.run(script.main, script.Config, line) == 0
 
@@ -222,13 +223,8 @@ def test_nothing_is_built_for_a_run_that_cannot_start(
         Path(out).symlink_to(base)
 
     monkeypatch.setattr(start_model, "build_base", build)
-    if script is train_policy:
-        train = train_rm.main
-        monkeypatch.setattr(
-            train_rm, "main",
-            lambda config: Path(config.out).symlink_to(rm) if config.out == "runs/rm"
-            else train(config),
-        )  # fmt: skip
+    link = lambda script, *flags: Path("runs/rm").symlink_to(rm)  # noqa: E731
+    monkeypatch.setattr(defaults, "run_script", link)
     with pytest.raises(SystemExit) as stop:
         command_line.run(script.main, script.Config, words.split())
     assert stop.value.code == 2 and culprits in capfd.readouterr().err

@@ -34,7 +34,7 @@ def expected_gradient(advantages, samples):
 
 
 def running(baseline):
-    return lambda rewards: baselines.advantages(rewards, baseline)
+    return lambda rewards: baseline.advantages(rewards)
 
 
 @pytest.mark.parametrize("samples", [2, 3, 4])
@@ -103,7 +103,7 @@ def test_leave_one_out_never_mixes_prompts_and_ignores_a_constant_per_prompt():
 
 
 def test_leave_one_out_needs_two_samples():
-    with pytest.raises(ValueError, match="at least 2 samples per prompt, got 1"):
+    with pytest.raises(ValueError, match="at least 2 answers per prompt, got 1"):
         baselines.leave_one_out(torch.ones(5, 1))
 
 
@@ -118,7 +118,7 @@ def test_moving_average_is_the_mean_of_all_earlier_rewards():
         expected = sum(earlier) / len(earlier) if earlier else 5.5
         assert_close(baseline.value, expected)
         for got, reward in zip(
-            baselines.advantages(rewards, baseline).flatten().tolist(),
+            baseline.advantages(rewards).flatten().tolist(),
             rewards.flatten().tolist(),
             strict=True,
         ):
@@ -140,18 +140,18 @@ def test_exponential_average_equals_a_loop():
 def test_trap_8_a_reward_in_the_batch_does_not_move_its_neighbours_advantages(kind):
     """trap 8: the baseline includes its own batch."""
     for baseline in (kind, kind.updated(EARLIER)):
-        calm = baselines.advantages(torch.tensor([[6.0, 6.0]]), baseline)
-        wild = baselines.advantages(torch.tensor([[6.0, 99.0]]), baseline)
+        calm = baseline.advantages(torch.tensor([[6.0, 6.0]]))
+        wild = baseline.advantages(torch.tensor([[6.0, 99.0]]))
         assert calm[0, 0] == wild[0, 0]
         # and using it does not change it: only `updated` does, and into a new object
-        assert baselines.advantages(torch.tensor([[6.0, 6.0]]), baseline).equal(calm)
+        assert baseline.advantages(torch.tensor([[6.0, 6.0]])).equal(calm)
 
 
 def test_trap_8_the_start_value_stands_in_until_the_first_update():
     """trap 8: started at 0 on a 1..10 scale, every sample of the first steps is pushed up."""
     first = torch.tensor([[5.0, 8.0]])
     for baseline in (MovingAverage(start=6.0), ExponentialAverage(value=6.0)):
-        assert baselines.advantages(first, baseline).tolist() == [[-1.0, 2.0]]
+        assert baseline.advantages(first).tolist() == [[-1.0, 2.0]]
     assert MovingAverage(start=6.0).updated(first).value == 6.5  # the start has no vote
     assert_close(ExponentialAverage(6.0, 0.9).updated(first).value, 6.05)
 
@@ -178,9 +178,9 @@ def test_a_running_average_is_a_plain_number_in_double_precision():
 
 def test_no_baseline_is_zero_for_ever():
     baseline = NoBaseline().updated(EARLIER)
-    assert baseline.value == 0 and baselines.advantages(EARLIER, baseline).equal(EARLIER)
+    assert baseline.value == 0 and baseline.advantages(EARLIER).equal(EARLIER)
 
 
 def test_advantages_keep_the_dtype_of_the_rewards():
     for dtype in (torch.float32, torch.float64):
-        assert baselines.advantages(EARLIER.to(dtype), MovingAverage(start=1.0)).dtype == dtype
+        assert MovingAverage(start=1.0).advantages(EARLIER.to(dtype)).dtype == dtype

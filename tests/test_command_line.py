@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-import torch
 
 from rlhf_min import InputError
-from rlhf_min.command_line import parse, run
+from rlhf_min.command_line import check_ranges, option, parse, run, run_script
 
 ROOT = Path(__file__).parents[1]
 
@@ -210,26 +209,17 @@ def test_input_error_of_main_is_a_sentence(capsys):
     assert sentence(capsys, main) == "error: data.jsonl row 3 is empty: remove it\n"
 
 
-def test_value_error_of_a_maths_room_is_a_sentence(capsys):
-    from rlhf_min.maths.baselines import leave_one_out
-
-    message = sentence(capsys, lambda config: leave_one_out(torch.zeros(3, 1)))
-    assert "at least 2 samples" in message
-
-
-def test_value_error_of_the_script_is_a_sentence(capsys):
-    def main(config):
+def test_only_an_input_error_is_a_sentence_any_other_is_a_bug_and_keeps_its_traceback():
+    def ours(config):
         raise ValueError("batch not divisible")
 
-    assert sentence(capsys, main) == "error: batch not divisible\n"
-
-
-def test_value_error_of_a_library_is_a_bug_and_keeps_its_traceback():
-    def main(config):
+    def library(config):
         textwrap.fill("words", width=0)
 
+    with pytest.raises(ValueError, match="not divisible"):
+        run(ours, Config, [])
     with pytest.raises(ValueError, match="invalid width"):
-        run(main, Config, [])
+        run(library, Config, [])
 
 
 def test_other_errors_are_not_hidden():
@@ -330,3 +320,61 @@ def test_a_reader_that_leaves_is_no_error_message(script, lines):
     os.close(stdout)
     assert process.communicate(timeout=60) == (None, "")
     assert process.returncode == 141
+
+
+# Bounds declared beside the fields, headings, and scripts that run scripts.
+
+
+@dataclass(frozen=True)
+class Bounded:
+    count: int = option(4, "answers", heading="Sampling", at_least=1)
+    share: float = option(0.5, "of the rest", at_least=0, below=1)
+    rate: float = option(1e-3, "step size", "--lr", heading="Optimisation", above=0)
+    most: int | None = option(None, "at most", at_most=9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"count": 0}, "--count must be at least 1, got 0"),
+        ({"share": 1.0}, "--share must be below 1, got 1.0"),
+        ({"share": -0.1}, "--share must be at least 0, got -0.1"),
+        ({"share": float("nan")}, "--share must be at least 0, got nan"),
+        ({"rate": 0.0}, "--rate must be above 0, got 0.0"),
+        ({"most": 10}, "--most must be at most 9, got 10"),
+    ],
+)
+def test_a_setting_out_of_its_bounds_is_named_with_its_value(settings, sentence):
+    with pytest.raises(InputError) as error:
+        check_ranges(Bounded(**settings))
+    assert str(error.value) == sentence
+
+
+def test_settings_on_their_bounds_pass():
+    check_ranges(Bounded(count=1, share=0.0, rate=1e-9, most=9))
+    check_ranges(Bounded())
+
+
+def test_a_bound_that_does_not_exist_is_a_mistake_in_the_script():
+    with pytest.raises(TypeError, match="at_last"):
+        option(1, "count", at_last=1)
+
+
+def test_help_groups_settings_under_their_headings(capsys):
+    with pytest.raises(SystemExit):
+        run(print, Bounded, ["--help"])
+    text = capsys.readouterr().out
+    places = [text.index(x) for x in ("Sampling:", "--count", "--share", "Optimisation:", "--rate")]
+    assert places == sorted(places)
+
+
+def test_a_script_runs_another_as_its_command_line_would(tmp_path, monkeypatch, capsys):
+    other = tmp_path / "other.py"
+    other.write_text(SCRIPT)
+    monkeypatch.setattr(sys, "argv", ["first.py", "--mine"])
+    run_script(other, "--lines", "2")
+    assert capsys.readouterr().out == "line\nline\n"
+    assert sys.argv == ["first.py", "--mine"]
+    with pytest.raises(SystemExit) as stop:
+        run_script(other, "--linse", "2")
+    assert stop.value.code == 2 and "--lines" in capsys.readouterr().err

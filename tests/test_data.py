@@ -1,4 +1,4 @@
-"""Data: every format gives the same pairs, every bad row is one sentence with file and row."""
+"""Data: each format gives the same pairs; each bad row is one sentence with file and row."""
 
 import csv
 import gzip
@@ -16,12 +16,13 @@ from rlhf_min.data.preferences import (
     Pair,
     as_messages,
     fingerprint,
+    hold_out,
     prompt_text,
     read_pairs,
     read_prompts,
-    read_rows,
     split_by_prompt,
 )
+from rlhf_min.data.sources import read_rows
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -48,7 +49,7 @@ PAIRS = [Pair(row["prompt"], row["chosen"], row["rejected"]) for row in ROWS]
 
 @pytest.fixture
 def write(tmp_path):
-    """write(rows or text or bytes, name) → the path of a new file, as a SPEC."""
+    """write(rows or text or bytes, name) → the path of the new file, a SPEC."""
 
     def write(content, name="data.jsonl"):
         if isinstance(content, list):
@@ -125,8 +126,9 @@ def test_extra_columns_are_ignored(write):
     assert "id" in read_rows(path)[0]
 
 
-def test_importing_data_loads_nothing_heavy():
-    code = "import sys, rlhf_min.data; print({'datasets', 'pyarrow', 'torch'} & set(sys.modules))"
+def test_importing_preferences_imports_no_large_package():
+    code = "import sys, rlhf_min.data.preferences; "
+    code += "print({'datasets', 'pyarrow', 'torch'} & set(sys.modules))"
     shell = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert shell.stdout == "set()\n", shell.stderr
 
@@ -237,7 +239,7 @@ GOOD = '{"prompt": "p", "chosen": "a", "rejected": "b"}\n'
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("d.jsonl", GOOD + "{not json}\n", "row 2"),
         ("d.jsonl", GOOD + "\n" + GOOD, "row 2"),  # an empty line in the middle
@@ -258,11 +260,11 @@ GOOD = '{"prompt": "p", "chosen": "a", "rejected": "b"}\n'
         ("d.parquet", "no parquet", "cannot be read"),
     ],
 )
-def test_broken_content_names_file_and_row(write, name, content, told):
+def test_broken_content_names_file_and_row(write, name, content, message):
     with pytest.raises(InputError) as error:
         read_pairs([write(content, name)])
     text = one_sentence(error)
-    assert f"{name} " in text and told in text
+    assert f"{name} " in text and message in text
 
 
 def test_broken_gzip(write, tmp_path):
@@ -284,7 +286,7 @@ CHAT = {
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
         ({"prompt": "p", "chosen": "a"}, ["no rejected column", "prompt, chosen"]),
         ({"question": "p", "answer": "a"}, ["no chosen column", "question, answer"]),
@@ -323,11 +325,11 @@ CHAT = {
         (ROW | {"chosen_rating": 10**400, "rejected_rating": 2}, ["chosen_rating"]),
     ],
 )
-def test_a_bad_row_is_one_sentence_with_file_and_row(write, row, told):
+def test_a_bad_row_is_one_sentence_with_file_and_row(write, row, message):
     with pytest.raises(InputError) as error:
         read_pairs([write([ROWS[0], row])])
     text = one_sentence(error)
-    for part in ["data.jsonl row 2", *told]:
+    for part in ["data.jsonl row 2", *message]:
         assert part in text
 
 
@@ -356,7 +358,7 @@ def test_chat_rows(write, row, prompt):
     assert read_pairs([write([row])])[0] == [Pair(prompt, "a", "b")]
 
 
-def test_the_more_complete_of_prompt_column_and_dialogue_is_kept(write):
+def test_the_longer_of_prompt_column_and_dialogue_is_the_prompt(write):
     system = {"role": "system", "content": "be kind"}
     dialogue = [user("p"), assistant("x"), user("q")]
     answers = {"chosen": [*dialogue, assistant("a")], "rejected": [*dialogue, assistant("b")]}
@@ -370,8 +372,8 @@ def test_the_more_complete_of_prompt_column_and_dialogue_is_kept(write):
 
 
 def test_only_role_and_content_of_messages_are_kept(write):
-    noisy = [{"content": "p", "role": "user", "id": 7}]
-    row = {"prompt": noisy, "chosen": "a", "rejected": "b"}
+    messages = [{"content": "p", "role": "user", "id": 7}]
+    row = {"prompt": messages, "chosen": "a", "rejected": "b"}
     assert read_pairs([write([row])])[0][0].prompt == [user("p")]
 
 
@@ -397,7 +399,7 @@ def test_implicit_prompt_in_hh_text(write, prompt, chosen, rejected):
     assert read_pairs([write([row])])[0] == [Pair(prompt, chosen, rejected)]
 
 
-def test_implicit_prompt_without_markers_ends_at_a_whole_word(write):
+def test_implicit_prompt_without_assistant_ends_at_a_whole_word(write):
     row = {"chosen": "Q: 1+1? carrot", "rejected": "Q: 1+1? carpet"}
     assert read_pairs([write([row])])[0] == [Pair("Q: 1+1?", "carrot", "carpet")]
     row = {"chosen": "say: the cat", "rejected": "say: the"}  # no answer may become empty
@@ -477,13 +479,14 @@ def test_trap_14_identical_pairs_are_dropped_and_counted(write):
 
 def test_whole_duplicate_rows_are_dropped_and_counted(write):
     rated = ROW | {"chosen_rating": 5, "rejected_rating": 4}
-    turned = dict(reversed(ROW.items()))
-    pairs, counts = read_pairs([write([ROW, rated, turned, ROW]), write([ROW, ROWS[0]], "2.jsonl")])
+    reordered = dict(reversed(ROW.items()))
+    first, second = [ROW, rated, reordered, ROW], [ROW, ROWS[0]]
+    pairs, counts = read_pairs([write(first), write(second, "2.jsonl")])
     assert pairs == [Pair("p", "a", "b"), Pair("p", "a", "b", 5.0, 4.0), PAIRS[0]]
     assert counts == NONE_DROPPED | {"duplicate": 3}
 
 
-def test_dialogues_that_part_early_are_dropped_and_counted(write):
+def test_pairs_with_different_dialogues_are_dropped_and_counted(write):
     row = {
         "chosen": [user("p"), assistant("x"), user("q"), assistant("a")],
         "rejected": [user("p"), assistant("y"), user("q"), assistant("b")],
@@ -492,7 +495,7 @@ def test_dialogues_that_part_early_are_dropped_and_counted(write):
     assert read_prompts([write([row, ROW])]) == ["p"]
 
 
-def test_pairs_rated_against_the_choice_are_kept_and_counted(write):
+def test_pairs_with_a_higher_rated_rejected_answer_are_kept_and_counted(write):
     rows = [
         ROW | {"prompt": f"{i}", "chosen_rating": c, "rejected_rating": r}
         for i, (c, r) in enumerate([(5, 4), (4, 5), (5, 5), (1, 10)])
@@ -501,7 +504,7 @@ def test_pairs_rated_against_the_choice_are_kept_and_counted(write):
     assert len(pairs) == 4 and counts == NONE_DROPPED | {"rated_against": 2}
 
 
-def test_nothing_left_is_an_error(write):
+def test_no_usable_pair_is_an_error(write):
     with pytest.raises(InputError, match=r"no usable pair.*identical"):
         read_pairs([write([ROW | {"rejected": "a"}])])
 
@@ -515,7 +518,7 @@ def test_prompts_are_unique_in_order_and_the_prompt_column_comes_first(write):
         {"prompt": "a"},
         {"prompt": "b"},
         {"messages": [user("c"), assistant("x"), user("d"), assistant("e")]},
-        {"messages": [user("c"), assistant("x"), user("d")]},  # the same: it awaits its answer
+        {"messages": [user("c"), assistant("x"), user("d")]},  # the same prompt, without an answer
         {"messages": [user("a")], "chosen": "no", "rejected": "never"},
         {"prompt": [user("a")]},
         {"chosen": "\n\nHuman: h\n\nAssistant: x", "rejected": "\n\nHuman: h\n\nAssistant: y"},
@@ -531,7 +534,7 @@ def test_prompts_are_unique_in_order_and_the_prompt_column_comes_first(write):
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
         ({"text": "x"}, "no prompt or messages column: its columns are text"),
         ({"prompt": ""}, "prompt is empty"),
@@ -541,8 +544,8 @@ def test_prompts_are_unique_in_order_and_the_prompt_column_comes_first(write):
         ({"chosen": "x"}, "no rejected column"),
     ],
 )
-def test_rows_without_a_prompt(write, row, told):
-    with pytest.raises(InputError, match=told) as error:
+def test_rows_without_a_prompt(write, row, message):
+    with pytest.raises(InputError, match=message) as error:
         read_prompts([write([{"prompt": "p"}, row])])
     assert "data.jsonl row 2" in one_sentence(error)
 
@@ -564,29 +567,29 @@ def random_pairs(rng, count, prompts):
 
 
 def held_out_by_hand(items, fraction, limit, seed):
-    """Oracle: the same rule, written as a loop over sorted prompts with binary fractions."""
+    """Oracle: the same rule as a loop over all prompts; hashes are summed byte by byte."""
     import hashlib
 
     def text(item):
         prompt = item.prompt
         return prompt if isinstance(prompt, str) else prompt[0]["content"]
 
-    def place(prompt):
-        bits = hashlib.sha256(f"{seed} {prompt}".encode()).digest()
-        return sum(byte / 256 ** (i + 1) for i, byte in enumerate(bits))
+    def number(prompt):
+        digest = hashlib.sha256(f"{seed} {prompt}".encode()).digest()
+        return sum(byte / 256 ** (i + 1) for i, byte in enumerate(digest))
 
-    chosen = []
-    prompts = sorted({text(item) for item in items}, key=place)
-    for number, prompt in enumerate(prompts):
-        rows = [item for item in items if text(item) == prompt]
-        fits = limit is None or len(chosen) + len(rows) <= limit
-        if number < len(prompts) - 1 and fits and (place(prompt) < fraction or not chosen):
-            chosen += rows
-    return [item for item in items if item in chosen]
+    held_out = []
+    prompts = sorted({text(item) for item in items}, key=number)
+    for prompt in prompts[:-1]:
+        own = [item for item in items if text(item) == prompt]
+        fits = limit is None or len(held_out) + len(own) <= limit
+        if fits and (number(prompt) < fraction or not held_out):
+            held_out += own
+    return [item for item in items if item in held_out]
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_trap_15_equal_prompts_never_lie_on_both_sides(seed):
+def test_trap_15_a_prompt_is_never_in_both_lists(seed):
     rng = random.Random(seed)
     items = random_pairs(rng, rng.randrange(20, 200), rng.randrange(3, 60))
     fraction, limit = rng.uniform(0.05, 0.95), rng.choice([None, rng.randrange(30, 100)])
@@ -594,17 +597,17 @@ def test_trap_15_equal_prompts_never_lie_on_both_sides(seed):
     assert not {prompt_text(p.prompt) for p in train} & {prompt_text(p.prompt) for p in held_out}
     assert train and held_out and (limit is None or len(held_out) <= limit)
     assert held_out == held_out_by_hand(items, fraction, limit, seed)
-    assert sorted(train + held_out, key=items.index) == items  # nothing lost, nothing twice
+    assert sorted(train + held_out, key=items.index) == items  # each item once
     assert train == sorted(train, key=items.index)  # order kept
     assert split_by_prompt(items, fraction, limit, seed) == (train, held_out)
 
 
-def test_a_prompt_keeps_its_side_when_rows_come_and_go():
+def test_a_prompt_stays_on_its_side_when_pairs_are_removed():
     rng = random.Random(0)
     items = random_pairs(rng, 300, 100)
     held_out = split_by_prompt(items, 0.3, None, 5)[1]
-    part = rng.sample(items, 150)
-    assert split_by_prompt(part, 0.3, None, 5)[1] == [item for item in part if item in held_out]
+    half = rng.sample(items, 150)
+    assert split_by_prompt(half, 0.3, None, 5)[1] == [item for item in half if item in held_out]
 
 
 def test_the_split_has_about_its_fraction_and_depends_on_the_seed():
@@ -615,7 +618,7 @@ def test_the_split_has_about_its_fraction_and_depends_on_the_seed():
     assert len(split_by_prompt(prompts, 0.25, 64, 0)[1]) == 64
 
 
-def test_few_prompts_still_give_two_sides():
+def test_with_two_prompts_each_list_gets_one():
     for seed in range(30):
         for fraction in (0.01, 0.99):
             train, held_out = split_by_prompt(["a", "b"], fraction, None, seed)
@@ -635,10 +638,54 @@ def test_a_split_that_cannot_be_made():
             split_by_prompt(twice, fraction, None, 0)
 
 
+# Held-out data
+
+
+def no_read(specs):
+    raise AssertionError(f"{specs} should not be read")
+
+
+def test_hold_out_splits_by_prompt_when_no_held_out_data_exist():
+    items = random_pairs(random.Random(1), 100, 30)
+    train, held_out = split_by_prompt(items, 0.3, 20, 7)
+    assert hold_out(items, no_read, ["d.jsonl"], [], 0.3, 20, 7) == (train, held_out, {})
+    with pytest.raises(InputError, match=r"same prompt.*--eval-data"):
+        hold_out(["p", "p"], no_read, ["d.jsonl"], [], 0.3, 20, 7)
+
+
+def test_hold_out_reads_held_out_data_and_drops_their_prompts_from_the_training_data():
+    """A prompt is the same as text and as one user turn; the fraction and the seed are not used."""
+    items = [Pair("a", "x", "y"), Pair([user("b")], "x", "y"), Pair("c", "x", "y")]
+    items += [Pair("a", "v", "w")]
+    other = [Pair([user("a")], "1", "2"), Pair("z", "1", "2"), Pair("b", "1", "2")]
+    eval_data = []
+
+    def read(specs):
+        eval_data.append(specs)
+        return list(other)
+
+    dropped = {"prompt is held out": 2}
+    assert hold_out(items, read, ["d.jsonl"], ["e"], 9, 2, 0) == (items[1:3], other[:2], dropped)
+    dropped = {"prompt is held out": 3}
+    assert hold_out(items, read, ["d", "zoo"], [], 9, 10, 0) == (items[2:3], other, dropped)
+    assert hold_out(items, read, ["zoo"], ["e", "f"], 9, 10, 0)[0] == items[2:3]
+    assert eval_data == [["e"], ["zoo:held-out"], ["e", "f"]]
+    prompts = ["a", [user("q")], "c"]
+    train, held_out, counts = hold_out(prompts, lambda specs: ["q"], ["d"], ["e"], 9, 5, 0)
+    assert (train, held_out, counts) == (["a", "c"], ["q"], {"prompt is held out": 1})
+    train, held_out, counts = hold_out(prompts, lambda specs: ["r"], ["d"], ["e"], 9, 5, 0)
+    assert (train, held_out, counts) == (prompts, ["r"], {"prompt is held out": 0})
+
+
+def test_hold_out_of_every_prompt_is_an_error():
+    with pytest.raises(InputError, match=r"every prompt is held out.*--eval-data"):
+        hold_out(["a", "b"], lambda specs: ["b", "c", "a"], ["d"], ["e"], 0.1, 5, 0)
+
+
 # Fingerprint
 
 
-def test_the_fingerprint_tells_contents_apart_and_not_key_orders():
+def test_the_fingerprint_depends_on_contents_and_not_on_the_order_of_keys():
     assert fingerprint([ROW]) == fingerprint([dict(reversed(ROW.items()))])
     different = [
         [],
@@ -651,8 +698,8 @@ def test_the_fingerprint_tells_contents_apart_and_not_key_orders():
         ["p"],
         [[user("p")]],
     ]
-    assert len({fingerprint(rows) for rows in different}) == len(different)
-    assert all(len(fingerprint(rows)) == 16 for rows in different)
+    assert len({fingerprint(items) for items in different}) == len(different)
+    assert all(len(fingerprint(items)) == 16 for items in different)
     assert fingerprint(PAIRS) == fingerprint([Pair(p.prompt, p.chosen, p.rejected) for p in PAIRS])
     assert fingerprint([Pair("p", "a", "b", 1.0, 2.0)]) != fingerprint([Pair("p", "a", "b")])
 
@@ -700,8 +747,8 @@ def test_ultrafeedback_read_fully_with_ratings(part, rows):
     pairs, counts = read_pairs([str(SHARED / f"ultrafeedback/{part}.jsonl.gz")])
     assert len(raw) == rows == len(pairs) + counts["identical"] + counts["duplicate"]
     assert counts["rated_against"] == sum(r["chosen_rating"] < r["rejected_rating"] for r in raw)
-    kept = {(r["prompt"], r["chosen"], r["chosen_rating"], r["rejected_rating"]) for r in raw}
-    assert {(p.prompt, p.chosen, p.chosen_rating, p.rejected_rating) for p in pairs} <= kept
+    expected = {(r["prompt"], r["chosen"], r["chosen_rating"], r["rejected_rating"]) for r in raw}
+    assert {(p.prompt, p.chosen, p.chosen_rating, p.rejected_rating) for p in pairs} <= expected
 
 
 @needs_shared

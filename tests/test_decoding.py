@@ -1,5 +1,6 @@
 """Decoding: the growing cache, the static one that a GPU replays as a graph, packed weights."""
 
+import functools
 import gc
 import warnings
 import weakref
@@ -12,20 +13,17 @@ from tiny_models import MODELS, tiny_model
 from torch import nn
 from torch.testing import assert_close
 
-import rlhf_min.models.decoding as decoding
+from rlhf_min.hardware import packed_weights as packing
+from rlhf_min.hardware import static_decoding
 from rlhf_min.hardware.attention import NAME
-from rlhf_min.models.decoding import (
-    Decoder,
-    StaticDecoder,
-    make_decoder,
-    packed_weights,
-)
+from rlhf_min.hardware.packed_weights import packed_weights
+from rlhf_min.hardware.static_decoding import StaticDecoder, use_static
+from rlhf_min.models import sampling
+from rlhf_min.models.decoding import Decoder, make_decoder
 from rlhf_min.models.sampling import sample
 
 WHOLE = [(family, attention) for family, attention in MODELS if family != "gemma2"]  # no window
-packs = pytest.mark.skipif(
-    not decoding.multiplies_packed(), reason="this CPU does not multiply bfloat16"
-)
+packs = pytest.mark.skipif(not packing.can_pack(), reason="this CPU does not multiply bfloat16")
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12, 13], [14]]
 TOKENS = torch.tensor([[3, 4, 5, 6, 7, 8], [9, 3, 9, 3, 9, 3], [0, 1, 2, 0, 1, 2]])
 
@@ -47,15 +45,16 @@ def follow(decoder: Decoder, model) -> None:
     assert_close(logits, plain_logits(model, TOKENS.T)[left], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", [Decoder, StaticDecoder])
+@pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize(("family", "attention"), MODELS)
 @torch.no_grad()
-def test_each_step_follows_from_the_whole_row(kind, family, attention):
+def test_each_step_follows_from_the_whole_row(static, family, attention):
     """Padded prompts, two samples each, rows that leave in the middle."""
-    if kind is StaticDecoder and (family, attention) not in WHOLE:
+    if static and (family, attention) not in WHOLE:
         pytest.skip("its layers with a window keep a cache of their own")
     model = tiny_model(family, attention, torch.float32)
-    decoder = kind(model, PROMPTS, 2, 4)
+    decoder = make_decoder(model, PROMPTS, 2, 4, static)
+    assert type(decoder) is (StaticDecoder if static else Decoder)
     assert_close(decoder.logits, plain_logits(model, torch.zeros(6, 0, dtype=torch.long)))
     follow(decoder, model)
 
@@ -64,11 +63,11 @@ def test_each_step_follows_from_the_whole_row(kind, family, attention):
 def test_a_graph_finds_everything_where_it_was():
     """What a replayed graph reads and writes stays in place; warming up twice changes nothing."""
     model = tiny_model("llama", "sdpa", torch.float32)
-    decoder = StaticDecoder(model, PROMPTS, 2, 4)
+    decoder = make_decoder(model, PROMPTS, 2, 4, static=True)
 
     def places() -> list[int]:
         layers = decoder.cache.layers
-        tensors = [decoder.token, decoder.position, decoder.mask, decoder.slot]
+        tensors = [decoder.token, decoder.position, decoder.mask, decoder.write_at]
         tensors += [x for layer in layers for x in (layer.keys, layer.values)]
         return [tensor.data_ptr() for tensor in tensors]
 
@@ -78,7 +77,7 @@ def test_a_graph_finds_everything_where_it_was():
     before = places()
     for t in range(3):
         logits = decoder(TOKENS[t])
-        assert_close(decoder._one_step(), logits, rtol=0, atol=0)
+        assert_close(decoder._step(), logits, rtol=0, atol=0)
     assert places() == before
 
 
@@ -87,7 +86,7 @@ def test_a_graph_finds_everything_where_it_was():
 def test_a_step_waits_for_no_number(family, attention):
     """A graph cannot be captured from a step that reads a tensor; meta tensors have no numbers."""
     model = tiny_model(family, attention, torch.float32).to("meta")
-    decoder = StaticDecoder(model, PROMPTS, 2, 4)
+    decoder = make_decoder(model, PROMPTS, 2, 4, static=True)
     for _ in range(2):
         assert decoder(torch.zeros(6, dtype=torch.long, device="meta")).shape == (6, 23)
     decoder.keep(torch.zeros(2, dtype=torch.long, device="meta"))
@@ -113,9 +112,7 @@ def test_a_step_waits_for_no_number(family, attention):
 def test_who_decodes_from_a_static_cache(family, device, extra, static, monkeypatch):
     model = tiny_model(family, "eager", torch.float32, **extra)
     monkeypatch.setattr(type(model), "device", torch.device(device))
-    for kind in (Decoder, StaticDecoder):
-        monkeypatch.setattr(decoding, kind.__name__, lambda *args, kind=kind: kind)
-    assert make_decoder(model, PROMPTS, 2, 4) is (StaticDecoder if static else Decoder)
+    assert use_static(model) == static
 
 
 @torch.no_grad()
@@ -127,9 +124,10 @@ def test_sampling_from_the_static_cache_gives_the_same_answers(monkeypatch):
         return sample(model, PROMPTS, 8, 12, [2, 3, 4], 1.0, seed)
 
     # Rows that leave at other times would meet other random numbers.
-    monkeypatch.setattr(Decoder, "leave_at", StaticDecoder.leave_at)
+    monkeypatch.setattr(Decoder, "compact_below", StaticDecoder.compact_below)
     growing = answers()
-    monkeypatch.setattr(decoding, "Decoder", StaticDecoder)
+    static_maker = functools.partial(make_decoder, static=True)
+    monkeypatch.setattr(sampling, "make_decoder", static_maker)
     static = answers()
     assert static.answers == growing.answers and growing.lengths.unique().numel() > 3
     assert_close(static.log_probs, growing.log_probs, atol=1e-4, rtol=1e-4)
@@ -150,7 +148,7 @@ class FakeCuda:
             "get_sync_debug_mode", "set_sync_debug_mode",
         ):  # fmt: skip
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
-        decoding.side_stream.cache_clear()
+        static_decoding.side_stream.cache_clear()
 
     def current_stream(self):
         return SimpleNamespace(name=self.current, wait_stream=lambda other: None)
@@ -211,9 +209,9 @@ def test_replayed_steps_follow_from_the_whole_rows(monkeypatch):
     """Rows that leave get a graph of their own: the old one would go on with the old rows."""
     cuda = FakeCuda(monkeypatch)
     model = tiny_model("llama", "sdpa", torch.float32)
-    decoder = StaticDecoder(model, PROMPTS, 2, 4)
+    decoder = make_decoder(model, PROMPTS, 2, 4, static=True)
     decoder.capturable = True
-    decoder._one_step = capturing(cuda, decoder._one_step)
+    decoder._step = capturing(cuda, decoder._step)
     follow(decoder, model)
     capture = ["run", "run", "capture", "run", "replay"]
     assert cuda.log == [*capture, "replay", *capture]
@@ -226,10 +224,10 @@ def test_a_step_that_cannot_be_captured_runs_and_says_so_once(fails, monkeypatch
     """No second try, no trace on the caller's stream, no cycle that would keep the cache."""
     cuda = FakeCuda(monkeypatch, fails)
     model = tiny_model("llama", "sdpa", torch.float32)
-    decoder = StaticDecoder(model, PROMPTS, 2, 4)
+    decoder = make_decoder(model, PROMPTS, 2, 4, static=True)
     decoder.capturable = True
     with monkeypatch.context() as patch:
-        patch.setattr(StaticDecoder, "_one_step", property(one_step(cuda)))
+        patch.setattr(StaticDecoder, "_step", property(one_step(cuda)))
         with pytest.warns(UserWarning, match="without a CUDA graph.*(synchronizing|failed)"):
             decoder(TOKENS[0])
         assert cuda.current == "caller" and cuda.strictness == 0
@@ -251,14 +249,14 @@ def test_a_step_that_cannot_be_captured_runs_and_says_so_once(fails, monkeypatch
 
 def one_step(cuda: FakeCuda):
     """A StaticDecoder's own step, with the faults of `cuda`."""
-    real = StaticDecoder._one_step
+    real = StaticDecoder._step
     return lambda decoder: capturing(cuda, lambda: real(decoder))
 
 
 def test_a_gpu_beside_a_model_on_the_cpu_is_left_alone(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(decoding, "captured", lambda *_: pytest.fail("no CUDA tensor here"))
-    decoder = StaticDecoder(tiny_model("llama", "sdpa", torch.float32), PROMPTS, 2, 4)
+    monkeypatch.setattr(static_decoding, "captured", lambda *_: pytest.fail("no CUDA tensor here"))
+    decoder = make_decoder(tiny_model("llama", "sdpa", torch.float32), PROMPTS, 2, 4, static=True)
     with torch.no_grad():
         decoder(TOKENS[0])
 
@@ -304,7 +302,7 @@ def test_layers_are_handed_back_plain_even_after_an_error():
 @packs
 def test_an_error_while_packing_is_the_one_that_is_seen(monkeypatch):
     layers = nn.Sequential(bfloat16_linear(False), bfloat16_linear(False))
-    real, seen = decoding.packed, []
+    real, seen = packing.packed_forward, []
 
     def second_fails(layer):
         seen.append(layer)
@@ -312,7 +310,7 @@ def test_an_error_while_packing_is_the_one_that_is_seen(monkeypatch):
             raise MemoryError("no room")
         return real(layer)
 
-    monkeypatch.setattr(decoding, "packed", second_fails)
+    monkeypatch.setattr(packing, "packed_forward", second_fails)
     with pytest.raises(MemoryError, match="no room"), packed_weights(Holder(layers), 16):
         pass
     assert not any("forward" in vars(layer) for layer in layers)
@@ -327,7 +325,7 @@ def test_a_forward_of_somebody_else_s_stays():
 
 
 def test_a_cpu_that_cannot_multiply_packed_weights_multiplies_plain_ones(monkeypatch):
-    monkeypatch.setattr(decoding, "multiplies_packed", lambda: False)
+    monkeypatch.setattr(packing, "can_pack", lambda: False)
     layer = bfloat16_linear(False)
     with packed_weights(Holder(layer), 16):
         assert "forward" not in vars(layer)

@@ -1,4 +1,4 @@
-"""judge.py through main(config) and through the shell: end to end, bad input, kill and resume."""
+"""judge.py by main(config) and from the shell: whole runs, bad input, kill and resume."""
 
 import csv
 import importlib.util
@@ -21,8 +21,7 @@ from fault_server import Fault, answers_of, serving, verdict
 from rlhf_min import InputError
 from rlhf_min.data.files import read_jsonl
 from rlhf_min.data.preferences import read_pairs
-from rlhf_min.judging.comparisons import Duel, settle
-from rlhf_min.judging.judges import Verdict
+from rlhf_min.judging.comparisons import Comparison, Verdict, settle
 from rlhf_min.maths.statistics import wilson_interval
 from rlhf_min.zoo import start_model
 from rlhf_min.zoo import world as zoo
@@ -32,12 +31,12 @@ sys.path.insert(0, str(ROOT))
 import judge  # noqa: E402
 
 KEY = "sk-very-secret-0123456789"
-FILES = {"run.json", "duels.jsonl", "verdicts.jsonl", "verdicts.csv", "summary.json"}
+FILES = {"run.json", "answers.jsonl", "verdicts.jsonl", "verdicts.csv", "summary.json"}
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Two start models of the zoo, hardly trained."""
+    """Two start models of the zoo, trained for two steps."""
     folder = tmp_path_factory.mktemp("models")
     for name, seed in (("a", 0), ("b", 1)):
         start_model.build_base(folder / name, seed=seed, steps=2, examples=300)
@@ -99,8 +98,8 @@ def key_is_nowhere(folder: Path, *texts: str) -> bool:
 # ----------------------------------------------------------------------------- end to end
 
 
-def visitors(_model, _tokenizer, prompts, _tokens, _temperature, seed, _batch_size):
-    """In place of sampling: people who know the zoo; those of side b (seed 1) answer better."""
+def composed_answers(_model, _tokenizer, prompts, _tokens, _temperature, seed, _batch_size):
+    """Stands in for sampling: answers composed by the zoo, better ones for side b (seed 1)."""
     rng = random.Random(seed)
     kinds = [["wrong fact"], ["rude"], ["opening", "closing"], ["opening"], ["closing"]][seed * 2 :]
     return [zoo.compose(p, rng, set(rng.choice(kinds))) for p in prompts], [True] * len(prompts)
@@ -108,7 +107,7 @@ def visitors(_model, _tokenizer, prompts, _tokens, _temperature, seed, _batch_si
 
 def test_gold_compares_two_models_of_the_zoo(models, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
-    monkeypatch.setattr(judge, "answer", visitors)
+    monkeypatch.setattr(judge, "sample_texts", composed_answers)
     summary = judge.main(settings(models, out, limit=40))
     assert 0.55 < summary["win_rate"] < 0.9
     assert FILES | {"comparisons.jsonl"} <= set(contents(out))
@@ -118,8 +117,8 @@ def test_gold_compares_two_models_of_the_zoo(models, tmp_path, capsys, monkeypat
     train = set(zoo.prompts("train"))  # held-out questions stay clean
     assert len({row["prompt"] for row in rows} & train) == len(rows) == 40
     assert {row["shown_first"] for row in rows} == {"a", "b"}
-    for row, duel in zip(rows, read_jsonl(out / "duels.jsonl"), strict=True):
-        a, b = (zoo.gold_rating(row["prompt"], duel[side]) for side in "ab")
+    for row, answers in zip(rows, read_jsonl(out / "answers.jsonl"), strict=True):
+        a, b = (zoo.gold_rating(row["prompt"], answers[side]) for side in "ab")
         assert row["winner"] == ("tie" if abs(a - b) < 0.01 else "a" if a > b else "b")
     counts = [summary[name] for name in ("wins", "losses", "ties")]
     assert sum(counts) == 40
@@ -136,21 +135,23 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(models, tmp_p
     for name, seed in (("one", 3), ("two", 3), ("three", 4)):
         judge.main(settings(models, tmp_path / name, seed=seed))
     one, two, three = (contents(tmp_path / name) for name in ("one", "two", "three"))
-    assert one["duels.jsonl"] == two["duels.jsonl"] != three["duels.jsonl"]
+    assert one["answers.jsonl"] == two["answers.jsonl"] != three["answers.jsonl"]
     assert one["verdicts.csv"] == two["verdicts.csv"] != three["verdicts.csv"]
     assert one["verdicts.jsonl"] == two["verdicts.jsonl"]
 
 
 def test_a_model_against_itself_gives_two_samples(models, tmp_path):
     judge.main(settings(models, tmp_path / "out", b=str(models / "a"), limit=5))
-    duels = read_jsonl(tmp_path / "out" / "duels.jsonl")
-    assert any(duel["a"] != duel["b"] for duel in duels)
+    rows = read_jsonl(tmp_path / "out" / "answers.jsonl")
+    assert any(row["a"] != row["b"] for row in rows)
 
 
 def test_the_reward_model_judges_chat_prompts_from_a_file(models, tmp_path):
     from transformers import AutoTokenizer
 
-    from rlhf_min.models.reward_model import Scorer, new_reward_model
+    from rlhf_min.models.answers import encode_texts
+    from rlhf_min.models.reward_model import new_reward_model, reward_from
+    from rlhf_min.models.scoring import RewardScorer
 
     model = new_reward_model(str(models / "a"), "ratings", torch.float32)
     torch.manual_seed(0)
@@ -163,18 +164,23 @@ def test_the_reward_model_judges_chat_prompts_from_a_file(models, tmp_path):
     out = tmp_path / "out"
     name = f"reward-model:{tmp_path / 'rm'}"
     judge.main(settings(models, out, judge=name, data=[str(prompts)]))
-    scorer = Scorer(str(tmp_path / "rm"))
-    for row, duel in zip(table(out), read_jsonl(out / "duels.jsonl"), strict=True):
+    scorer = RewardScorer(str(tmp_path / "rm"), torch.float32)
+    for row, asked in zip(table(out), read_jsonl(out / "answers.jsonl"), strict=True):
         assert row["prompt"].startswith("'=SUM(")
-        a, b = scorer.rewards([duel["prompt"]] * 2, [duel["a"], duel["b"]])
+        texts, ends = [[asked["a"], asked["b"]]], [[True, True]]
+        ids = encode_texts(scorer.tokenizer, [asked["prompt"]], texts, ends, 200)
+        a, b = reward_from(scorer.outputs(*ids), "mean")
         assert row["winner"] == ("a" if a > b else "b")
     for row in read_jsonl(out / "comparisons.jsonl"):
         assert row["prompt"] in turns
         assert "chosen_rating" not in row
 
 
-def test_identical_answers_are_ties_that_nobody_is_asked_about(models, tmp_path, monkeypatch):
-    monkeypatch.setattr(judge, "answer", lambda *a, **_: (["same"] * len(a[2]), [True] * len(a[2])))
+def test_identical_answers_are_ties_and_cost_no_question(models, tmp_path, monkeypatch):
+    def same_answers(_model, _tokenizer, prompts, *_):
+        return ["same"] * len(prompts), [True] * len(prompts)
+
+    monkeypatch.setattr(judge, "sample_texts", same_answers)
     with serving(prefers_good) as server:
         config = settings(models, tmp_path / "out", judge="openai:m", base_url=server.url)
         summary = judge.main(config)
@@ -203,7 +209,7 @@ def test_agreement_with_known_winners(tmp_path, capsys):
     assert key_is_nowhere(out, shown)
 
 
-def test_agreement_of_a_judge_who_loves_length_and_one_who_cannot_write(tmp_path):
+def test_agreement_of_a_judge_that_prefers_length_and_fails_once(tmp_path):
     def longer(text, number):
         first, second = answers_of(text)
         return "??" if "bad answer 3" in text else verdict(1 if len(first) > len(second) else 2)
@@ -235,7 +241,7 @@ def start(pairs, out, url, *more):
 def wait_for(condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.02)
 
 
@@ -260,16 +266,16 @@ def test_a_stopped_run_resumes_and_asks_nothing_twice(tmp_path, stop):
         assert 0 < len(known) < 24
         if stop == signal.SIGINT:
             assert process.returncode == 130
-            assert len(known) == len(before)  # what was under way was waited for
+            assert len(known) == len(before)  # questions under way were answered and logged
             assert json.loads((out / "summary.json").read_text())["waiting"] > 0
             assert "Traceback" not in shown
         process = start(pairs, out, server.url, "--resume", "--concurrency", "3")
         rest, _ = process.communicate(timeout=60)
         assert process.returncode == 0, rest
         after = asked(server.texts)[len(before) :]
-    duels = [Duel(**row) for row in read_jsonl(out / "duels.jsonl")]
-    answered = {duels[row["duel"]].question(row["order"])[1:] for row in known}
-    assert not answered & set(after)  # nothing that was known is asked again
+    comparisons = [Comparison(**row) for row in read_jsonl(out / "answers.jsonl")]
+    answered = {comparisons[row["comparison"]].question(row["order"])[1:] for row in known}
+    assert not answered & set(after)  # no question with a verdict is asked again
     assert len(after) == len(set(after)) == 24 - len(known)
     assert json.loads((out / "summary.json").read_text())["agreement"] == 1.0
     assert len(read_jsonl(out / "verdicts.jsonl")) == 24
@@ -325,12 +331,15 @@ def test_another_run_in_the_folder_is_left_alone(models, tmp_path):
 
 
 def test_answers_are_sampled_once(models, tmp_path, monkeypatch):
+    def quits(*_):
+        raise KeyboardInterrupt
+
     config = {"out": tmp_path / "out", "judge": "human"}
-    monkeypatch.setattr(judge, "judge_by_hand", lambda *_: False)
+    monkeypatch.setattr(judge, "judge_by_hand", quits)
     with pytest.raises(KeyboardInterrupt):
         judge.main(settings(models, **config))
-    monkeypatch.setattr(judge, "answer", None)  # would fail if called
-    monkeypatch.setattr(judge, "judge_by_hand", lambda *_: True)
+    monkeypatch.setattr(judge, "sample_texts", None)  # would fail if called
+    monkeypatch.setattr(judge, "judge_by_hand", lambda *_: None)
     judge.main(settings(models, **config, resume=True))
 
 
@@ -352,13 +361,13 @@ def test_a_person_judges_through_the_shell_quits_and_resumes(models, tmp_path):
     assert [row["winner"] for row in table(out)].count("waiting") == 2
     second = shell(*flags, "--resume", stdin="1\nt\n")
     assert second.returncode == 0, second.stderr
-    duels = [Duel(**row) for row in read_jsonl(out / "duels.jsonl")]
+    comparisons = [Comparison(**row) for row in read_jsonl(out / "answers.jsonl")]
     said = [Verdict("first", "it is shorter"), Verdict("first"), Verdict("tie")]
     assert [row["winner"] for row in table(out)] == [
-        settle(duel, [verdict_]).winner for duel, verdict_ in zip(duels, said, strict=True)
+        settle(c, [verdict_]).winner for c, verdict_ in zip(comparisons, said, strict=True)
     ]
     assert table(out)[0]["explanation"].endswith("first: it is shorter")
-    usable = [d for d in duels[:2] if d.a.strip() and d.b.strip() and d.a != d.b]
+    usable = [c for c in comparisons[:2] if c.a.strip() and c.b.strip() and c.a != c.b]
     assert len(read_jsonl(out / "comparisons.jsonl")) == len(usable)
 
 
@@ -377,7 +386,8 @@ def test_a_person_judges_through_the_shell_quits_and_resumes(models, tmp_path):
         ({"max_new_tokens": 10**6}, "leaves no room for a prompt"),
         ({"temperature": 0.0}, "--temperature must be above 0"),
         ({"temperature": float("nan")}, "--temperature must be above 0"),
-        ({"timeout": float("inf")}, "--timeout must be above 0"),
+        ({"timeout": 0.0}, "--timeout must be above 0"),
+        ({"timeout": float("inf")}, "--timeout must be below inf"),
         ({"concurrency": 0}, "--concurrency must be at least 1"),
         ({"retries": -1}, "--retries must be at least 0"),
         ({"judge": "oracle"}, "--judge oracle is unknown"),
@@ -398,6 +408,15 @@ def test_bad_input_is_one_sentence_and_writes_nothing(models, tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "name", ["", "silver", "gold:x", "human:x", "openai", "openai:", "reward-model:"]
+)
+def test_an_unknown_judge_is_one_sentence(models, tmp_path, name):
+    with pytest.raises(InputError, match="use gold, reward-model:DIR, openai:MODEL or human"):
+        judge.main(settings(models, tmp_path / "out", judge=name))
+    assert not (tmp_path / "out").exists()
+
+
 def test_gold_needs_questions_of_the_zoo(models, tmp_path):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "What is the capital of France?"}\n')
@@ -416,9 +435,9 @@ def test_gold_needs_questions_of_the_zoo(models, tmp_path):
 )
 def test_bad_input_through_the_shell_is_exit_code_2(tmp_path, arguments, says):
     (tmp_path / "rows.jsonl").write_text('{"prompt": "p", "chosen": "x", "rejected": "y"}\n{oops\n')
-    found = shell(*arguments, "--out", "out", cwd=tmp_path)
-    assert found.returncode == 2
-    (line,) = found.stderr.splitlines()
+    done = shell(*arguments, "--out", "out", cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
     assert says in line
     assert not (tmp_path / "out").exists()
@@ -434,11 +453,11 @@ main()
 """
 
 
-def first_lover(base: Path, folder: Path) -> None:
-    """A language model that says `{"explanation": …, "winner": "1"}` and ends, whatever it reads.
+def prefers_the_first(base: Path, folder: Path) -> None:
+    """A language model that replies `{"explanation": …, "winner": "1"}` to every question.
 
-    Every layer is switched off, so the next token depends on the last one only: after the one token
-    that is the whole verdict comes the end, after any other token comes the verdict.
+    All layers output zero, so the next token depends on the last one only: the verdict, which is a
+    single token, follows every token but itself, and after it comes the end token.
     """
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -462,11 +481,11 @@ def first_lover(base: Path, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_against_a_real_server(models, tmp_path):
-    """`transformers serve` with a story model (no verdicts) and one that loves the first answer."""
+    """`transformers serve` with a story model (no verdicts) and one that prefers answer 1."""
     for package in ("fastapi", "uvicorn", "accelerate"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"`transformers serve` needs {package}, which is not installed")
-    first_lover(models / "a", tmp_path / "first-lover")
+    prefers_the_first(models / "a", tmp_path / "first-winner")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -479,16 +498,17 @@ def test_against_a_real_server(models, tmp_path):
         wait_for(lambda: process.poll() is not None or healthy(url), 120)
         assert process.poll() is None, (tmp_path / "server.log").read_text()
         common = {"base_url": f"{url}/v1", "limit": 3, "concurrency": 2}
-        common["judge"] = f"openai:{tmp_path / 'first-lover'}"
-        found = judge.main(settings(models, tmp_path / "lover", **common))
-        assert (found["failures"], found["ties"], found["position_disagreement"]) == (0, 3, 1.0)
-        assert found["tokens/reply"] > 0
-        assert "it stands first" in table(tmp_path / "lover")[0]["explanation"]
+        common["judge"] = f"openai:{tmp_path / 'first-winner'}"
+        summary = judge.main(settings(models, tmp_path / "first", **common))
+        assert (summary["failures"], summary["ties"]) == (0, 3)
+        assert summary["position_disagreement"] == 1.0
+        assert summary["tokens/reply"] > 0
+        assert "it stands first" in table(tmp_path / "first")[0]["explanation"]
         stories = ROOT.parent / "shared" / "models" / "stories260k"
         if stories.is_dir():
             common["judge"] = f"openai:{stories}"
-            found = judge.main(settings(models, tmp_path / "stories", **common))
-            assert found["failures"] == 3
+            summary = judge.main(settings(models, tmp_path / "stories", **common))
+            assert summary["failures"] == 3
             rows = read_jsonl(tmp_path / "stories" / "verdicts.jsonl")
             assert all(row["verdict"]["reply"] for row in rows)
     finally:

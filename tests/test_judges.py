@@ -1,4 +1,4 @@
-"""Judges, the settling of duels, what is written to disk: on hostile answers and faulty servers."""
+"""Judges, settling, files and summary, with hostile answers and faulty servers."""
 
 import csv
 import json
@@ -13,18 +13,20 @@ from fault_server import Fault, answers_of, serving, verdict
 from rlhf_min import InputError
 from rlhf_min.data.preferences import read_pairs
 from rlhf_min.judging.comparisons import (
-    FORMULA,
-    Duel,
-    Journal,
-    comparisons,
+    Comparison,
+    Verdict,
+    VerdictLog,
+    read_verdicts,
     settle,
-    spreadsheet_safe,
     summarise,
+    training_pairs,
     write_verdicts,
 )
 from rlhf_min.judging.human_judge import judge_by_hand
-from rlhf_min.judging.judges import Verdict, build, gold
-from rlhf_min.judging.llm_judge import PARAMETERS, fenced, question, read_verdict
+from rlhf_min.judging.judges import gold, reward_model_judge
+from rlhf_min.judging.llm_judge import PARAMETERS, OpenAIJudge, fenced, question, read_verdict
+from rlhf_min.models.answers import encode_texts
+from rlhf_min.models.scoring import RewardScorer
 from rlhf_min.zoo import start_model
 from rlhf_min.zoo import world as zoo
 
@@ -40,23 +42,29 @@ def clean_environment(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
 
 
-def openai_judge(url, timeout=5.0, retries=2, model="m"):
-    return build(f"openai:{model}", base_url=url, timeout=timeout, retries=retries)
+def openai_judge(url, timeout=5.0, retries=2):
+    return OpenAIJudge("m", url, timeout, retries)
 
 
-# ----------------------------------------------------------------------------- settling duels
+# ----------------------------------------------------------------------------- settling
 
 
-def duel(first="a", a="one", b="two", prompt="p"):
-    return Duel(prompt, a, b, first)
+def comparison(first="a", a="one", b="two", prompt="p"):
+    return Comparison(prompt, a, b, first)
+
+
+def verdict_for(comparison, order, side):
+    """The verdict that lets this side win in this order; other words stay as they are."""
+    position = dict(zip(comparison.sides(order), ("first", "second"), strict=True))
+    return Verdict(position.get(side, side), "why")
 
 
 @pytest.mark.parametrize("first", ["a", "b"])
-def test_both_orders_show_the_answers_in_both_places(first):
-    d = duel(first)
-    assert d.shown(0)[0] == first
-    assert d.shown(1) == d.shown(0)[::-1]
-    assert d.question(0) == ("p", getattr(d, d.shown(0)[0]), getattr(d, d.shown(0)[1]))
+def test_the_two_orders_show_the_answers_in_opposite_positions(first):
+    c = comparison(first)
+    assert c.sides(0)[0] == first
+    assert c.sides(1) == c.sides(0)[::-1]
+    assert c.question(0) == ("p", getattr(c, c.sides(0)[0]), getattr(c, c.sides(0)[1]))
 
 
 @pytest.mark.parametrize("first", ["a", "b"])
@@ -78,112 +86,105 @@ def test_both_orders_show_the_answers_in_both_places(first):
         (("tie",), "tie"),
     ],
 )
-def test_a_duel_is_won_only_when_both_orders_agree(first, by_side, winner):
-    d, verdicts = duel(first), []
-    for order, side in enumerate(by_side):
-        place = dict(zip(d.shown(order), ("first", "second"), strict=True))
-        verdicts.append(side and Verdict(place.get(side, side), "why"))
-    outcome = settle(d, verdicts)
+def test_a_side_wins_only_when_both_orders_agree(first, by_side, winner):
+    c = comparison(first)
+    verdicts = [side and verdict_for(c, order, side) for order, side in enumerate(by_side)]
+    outcome = settle(c, verdicts)
     assert outcome.winner == winner
-    assert outcome.orders == tuple(side or "waiting" for side in by_side)
+    assert outcome.by_order == tuple(side or "waiting" for side in by_side)
 
 
-def test_a_judge_who_always_says_first_wins_nothing_for_anybody(tmp_path):
-    duels = [duel(first, a="x", b="longer") for first in "abab"]
-    journal = Journal(tmp_path / "verdicts.jsonl")
-    for i in range(4):
-        for order in (0, 1):
-            journal.add(i, order, Verdict("first"))
-    outcomes = [settle(d, [journal.known[i, o] for o in (0, 1)]) for i, d in enumerate(duels)]
-    found = summarise(duels, outcomes, journal, winners_known=False, seed=0)
-    assert found["position_disagreement"] == found["first_shown_wins"] == 1.0
-    assert (found["ties"], found["win_rate"]) == (4, 0.5)
-    assert comparisons(duels, outcomes, journal) == []
+def test_a_judge_that_always_prefers_the_first_answer_gives_ties_only():
+    comparisons = [comparison(first, a="x", b="longer") for first in "abab"]
+    outcomes = [settle(c, [Verdict("first"), Verdict("first")]) for c in comparisons]
+    summary = summarise(outcomes, winners_known=False, seed=0)
+    assert summary["position_disagreement"] == summary["first_shown_wins"] == 1.0
+    assert (summary["ties"], summary["win_rate"]) == (4, 0.5)
+    assert training_pairs(outcomes) == []
 
 
-def judged(tmp_path, by_side, duels=None):
-    """Duels whose both orders say `by_side[i]`, as (duels, outcomes, journal)."""
-    duels = duels or [duel("ab"[i % 2], prompt=f"p{i}") for i in range(len(by_side))]
-    journal = Journal(tmp_path / "verdicts.jsonl")
-    for i, (d, side) in enumerate(zip(duels, by_side, strict=True)):
-        for order in (0, 1):
-            place = dict(zip(d.shown(order), ("first", "second"), strict=True))
-            journal.add(i, order, Verdict(place.get(side, side), "why"))
-    outcomes = [settle(d, [journal.known[i, o] for o in (0, 1)]) for i, d in enumerate(duels)]
-    return duels, outcomes, journal
-
-
-def test_failures_are_in_no_rate_and_are_counted(tmp_path):
-    sides = ["b", "b", "b", "a", "tie", "failed", "failed", "skipped"]
-    found = summarise(*judged(tmp_path, sides), winners_known=False, seed=0)
-    assert found["win_rate"] == pytest.approx((3 + 0.5) / 5)
-    assert found["win_rate_low"] <= found["win_rate"] <= found["win_rate_high"]
-    counts = [found[k] for k in ("pairs", "wins", "losses", "ties", "failures", "skipped")]
-    assert counts == [8, 3, 1, 1, 2, 1]
-    assert found["first_shown_wins"] == 0.5
-    assert found["position_disagreement"] == 0.0
-
-
-def test_a_summary_of_nothing_but_failures_has_no_rate(tmp_path):
-    found = summarise(*judged(tmp_path, ["failed"] * 3), winners_known=False, seed=0)
-    assert found["win_rate"] is found["win_rate_low"] is found["length_controlled_rate"] is None
-    assert found["failures"] == 3
-    json.dumps(found, allow_nan=False)
-
-
-def test_agreement_and_its_length_bias_by_hand(tmp_path):
-    lengths = [(1, 5), (1, 5), (5, 1), (5, 1), (3, 3)]  # a (rejected), b (chosen)
-    duels = [Duel(f"p{i}", "x" * a, "y" * b, "a") for i, (a, b) in enumerate(lengths)]
-    found = summarise(*judged(tmp_path, list("bbaab"), duels), winners_known=True, seed=0)
-    assert found["agreement"] == pytest.approx(3 / 5)  # right where the longer is right
-    assert found["longer_wins"] == 1.0
-    assert found["longer_wins_data"] == 0.5
-    assert 0 < found["agreement_low"] < 0.6 < found["agreement_high"] < 1
-    assert "win_rate" not in found
-
-
-def test_degenerate_answers_and_lengths_of_each_side_are_counted(tmp_path):
-    duels = [
-        Duel("p", "no " * 20, "fine", "a", False, True),
-        Duel("q", "ok", "good", "b", True, True),
+def settled(by_side, comparisons=None):
+    """Outcomes of comparisons in which both orders say by_side[i]."""
+    comparisons = comparisons or [comparison("ab"[i % 2]) for i in range(len(by_side))]
+    return [
+        settle(c, [verdict_for(c, order, side) for order in (0, 1)])
+        for c, side in zip(comparisons, by_side, strict=True)
     ]
-    found = summarise(*judged(tmp_path, ["b", "b"], duels), winners_known=False, seed=0)
-    assert (found["degenerate/rate_a"], found["degenerate/rate_b"]) == (0.5, 0.0)
-    assert (found["length/mean_a"], found["length/mean_b"]) == (31, 4)
-    assert (found["finished/rate_a"], found["finished/rate_b"]) == (0.5, 1.0)
+
+
+def test_failures_are_counted_and_are_in_no_rate():
+    sides = ["b", "b", "b", "a", "tie", "failed", "failed", "skipped"]
+    summary = summarise(settled(sides), winners_known=False, seed=0)
+    assert summary["win_rate"] == pytest.approx((3 + 0.5) / 5)
+    assert summary["win_rate_low"] <= summary["win_rate"] <= summary["win_rate_high"]
+    counts = [summary[k] for k in ("pairs", "wins", "losses", "ties", "failures", "skipped")]
+    assert counts == [8, 3, 1, 1, 2, 1]
+    assert summary["first_shown_wins"] == 0.5
+    assert summary["position_disagreement"] == 0.0
+
+
+def test_a_summary_of_nothing_but_failures_has_no_rate():
+    summary = summarise(settled(["failed"] * 3), winners_known=False, seed=0)
+    assert (
+        summary["win_rate"] is summary["win_rate_low"] is summary["length_controlled_rate"] is None
+    )
+    assert summary["failures"] == 3
+    json.dumps(summary, allow_nan=False)
+
+
+def test_agreement_and_length_bias_worked_out_by_hand():
+    lengths = [(1, 5), (1, 5), (5, 1), (5, 1), (3, 3)]  # a (rejected), b (chosen)
+    comparisons = [Comparison(f"p{i}", "x" * a, "y" * b, "a") for i, (a, b) in enumerate(lengths)]
+    summary = summarise(settled(list("bbaab"), comparisons), winners_known=True, seed=0)
+    assert summary["agreement"] == pytest.approx(3 / 5)  # right where the longer is right
+    assert summary["longer_wins"] == 1.0
+    assert summary["longer_wins_data"] == 0.5
+    assert 0 < summary["agreement_low"] < 0.6 < summary["agreement_high"] < 1
+    assert "win_rate" not in summary
+
+
+def test_degenerate_answers_and_lengths_of_each_side_are_counted():
+    comparisons = [
+        Comparison("p", "no " * 20, "fine", "a", False, True),
+        Comparison("q", "ok", "good", "b", True, True),
+    ]
+    summary = summarise(settled(["b", "b"], comparisons), winners_known=False, seed=0)
+    assert (summary["degenerate/rate_a"], summary["degenerate/rate_b"]) == (0.5, 0.0)
+    assert (summary["length/mean_a"], summary["length/mean_b"]) == (31, 4)
+    assert (summary["finished/rate_a"], summary["finished/rate_b"]) == (0.5, 1.0)
 
 
 # ----------------------------------------------------------------------------- on disk
 
 
-def test_the_journal_survives_a_kill_in_the_middle_of_a_line(tmp_path):
+def test_the_verdict_log_survives_a_kill_in_the_middle_of_a_line(tmp_path):
     path = tmp_path / "verdicts.jsonl"
-    journal = Journal(path)
-    journal.add(0, 0, Verdict("first", "zwei\n\u2028 Zeilen", "reply", 3, 4))
-    journal.add(0, 1, Verdict("failed"))
-    with path.open("a") as file:  # no close(): what is known is on disk already
-        file.write('{"duel": 1, "ord')
-    again = Journal(path)
-    assert again.known == journal.known
+    log = VerdictLog(path)
+    log.add(0, 0, Verdict("first", "zwei\n\u2028 Zeilen", "reply", 3, 4))
+    log.add(0, 1, Verdict("failed"))
+    with path.open("a") as file:  # the last line is cut off
+        file.write('{"comparison": 1, "ord')
+    again = VerdictLog(path)
+    assert again.verdicts == log.verdicts
     again.add(1, 0, Verdict("tie"))
-    assert Journal(path).known == {**journal.known, (1, 0): Verdict("tie")}
+    assert VerdictLog(path).verdicts == {**log.verdicts, (1, 0): Verdict("tie")}
 
 
-def test_the_journal_takes_verdicts_back_and_keeps_the_order_of_judging(tmp_path):
-    journal = Journal(tmp_path / "verdicts.jsonl")
-    journal.add(0, 0, Verdict("first"))
-    journal.add(1, 0, Verdict("first"))
-    journal.add(0, 0, None)
-    journal.add(0, 0, Verdict("second"))
-    again = Journal(tmp_path / "verdicts.jsonl")
-    assert list(again.known.items()) == [((1, 0), Verdict("first")), ((0, 0), Verdict("second"))]
+def test_the_verdict_log_removes_verdicts_and_keeps_the_order_of_judging(tmp_path):
+    log = VerdictLog(tmp_path / "verdicts.jsonl")
+    log.add(0, 0, Verdict("first"))
+    log.add(1, 0, Verdict("first"))
+    log.add(0, 0, None)
+    log.add(0, 0, Verdict("second"))
+    again = VerdictLog(tmp_path / "verdicts.jsonl")
+    assert list(again.verdicts.items()) == [((1, 0), Verdict("first")), ((0, 0), Verdict("second"))]
 
 
 def test_threads_write_whole_lines(tmp_path):
-    journal = Journal(tmp_path / "verdicts.jsonl")
+    log = VerdictLog(tmp_path / "verdicts.jsonl")
     work = [
         threading.Thread(
-            target=lambda t=t: [journal.add(i, t, Verdict("tie", "x" * 5000)) for i in range(50)]
+            target=lambda t=t: [log.add(i, t, Verdict("tie", "x" * 5000)) for i in range(50)]
         )
         for t in range(4)
     ]
@@ -191,7 +192,7 @@ def test_threads_write_whole_lines(tmp_path):
         thread.start()
     for thread in work:
         thread.join()
-    assert len(Journal(tmp_path / "verdicts.jsonl").known) == 200
+    assert len(VerdictLog(tmp_path / "verdicts.jsonl").verdicts) == 200
 
 
 HOSTILE_CELLS = [
@@ -201,33 +202,53 @@ HOSTILE_CELLS = [
 
 
 def test_cells_that_would_be_formulas_stay_text_and_round_trip(tmp_path):
-    duels = [Duel(cell, cell, cell + "!", "a") for cell in HOSTILE_CELLS]
-    outcomes = [settle(d, [Verdict("first", cell)] * 2) for d, cell in zip(duels, HOSTILE_CELLS)]  # noqa: B905
-    write_verdicts(tmp_path / "verdicts.csv", duels, outcomes, "gold")
-    with (tmp_path / "verdicts.csv").open(encoding="utf-8", newline="") as file:
+    path = tmp_path / "verdicts.csv"
+    outcomes = [
+        settle(Comparison(cell, cell, f"{cell}!", "a"), [Verdict("first", cell)] * 2)
+        for cell in HOSTILE_CELLS
+    ]
+    write_verdicts(path, outcomes, "gold")
+    with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     for row, cell in zip(rows, HOSTILE_CELLS, strict=True):
         for name in ("prompt", "answer_a"):
             assert not row[name].startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
-            safe = row[name]
-            assert (safe[1:] if safe[:1] == "'" and FORMULA.match(safe[1:]) else safe) == cell
         assert row["winner"] == "tie"
         assert row["judge"] == "gold"
-    assert spreadsheet_safe("'quoted'") == "'quoted'"
+        if cell in ("'quoted'", "", "plain"):
+            assert row["prompt"] == cell
+    for row, cell in zip(read_verdicts(path), HOSTILE_CELLS, strict=True):
+        assert (row["prompt"], row["answer_a"], row["answer_b"]) == (cell, cell, f"{cell}!")
+        assert row["explanation"] == (f"a first: {cell}\nb first: {cell}" if cell else "")
 
 
-def test_comparisons_are_what_the_reward_model_reads(tmp_path):
+def test_empty_cut_off_and_long_verdicts_can_be_read(tmp_path, monkeypatch):
+    path = tmp_path / "verdicts.csv"
+    path.write_text("")
+    assert read_verdicts(path) == []
+    path.write_text("prompt,winner\np,a\nq\n\n")
+    assert read_verdicts(path) == [{"prompt": "p", "winner": "a"}, {"prompt": "q"}]
+    long = "x" * 200_000  # more than the default limit of the csv module
+    path.write_text(f"prompt,winner\n{long},b\n")
+    assert read_verdicts(path) == [{"prompt": long, "winner": "b"}]
+    set_limit = csv.field_size_limit
+    monkeypatch.setattr(csv, "field_size_limit", lambda limit: set_limit(10**5))
+    with pytest.raises(InputError, match=r"verdicts\.csv is broken \(field larger .*: repair or"):
+        read_verdicts(path)
+    set_limit(10**8)
+
+
+def test_training_pairs_are_what_the_reward_model_reads(tmp_path):
     chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
-    duels = [
-        Duel("p", "bad", "good", "a"),
-        Duel(chat, "good", "bad\n", "b"),
-        Duel("q", "same", "same", "a"),
-        Duel("r", "x", "y", "a"),
-        Duel("s", "x", "y", "b"),
-        Duel("t", "", "not empty", "b"),
+    comparisons = [
+        Comparison("p", "bad", "good", "a"),
+        Comparison(chat, "good", "bad\n", "b"),
+        Comparison("q", "same", "same", "a"),
+        Comparison("r", "x", "y", "a"),
+        Comparison("s", "x", "y", "b"),
+        Comparison("t", "", "not empty", "b"),
     ]
-    sides = ["b", "a", "tie", "tie", "failed", "b"]
-    rows = comparisons(*judged(tmp_path, sides, duels))
+    rows = training_pairs(settled(["b", "a", "tie", "tie", "failed", "b"], comparisons))
     path = tmp_path / "comparisons.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     pairs, dropped = read_pairs([str(path)])
@@ -243,9 +264,9 @@ def test_comparisons_are_what_the_reward_model_reads(tmp_path):
 
 def test_the_gold_judge_prefers_what_the_zoo_rates_higher(tmp_path):
     best = zoo.compose(QUESTION, random.Random(0), {"opening", "closing"})
-    found = gold(QUESTION, best, "Go and look it up yourself.")
-    assert found.winner == "first"
-    assert found.ratings == (
+    verdict = gold(QUESTION, best, "Go and look it up yourself.")
+    assert verdict.winner == "first"
+    assert verdict.ratings == (
         zoo.gold_rating(QUESTION, best),
         zoo.gold_rating(QUESTION, "Go and look it up yourself."),
     )
@@ -253,13 +274,17 @@ def test_the_gold_judge_prefers_what_the_zoo_rates_higher(tmp_path):
     assert gold(QUESTION, "xyz", "zyx zyx").winner == "tie"
     message = [{"role": "user", "content": QUESTION}]
     assert gold(message, best, "").winner == "first"
-    duels = [Duel(QUESTION, "", best, "a"), Duel(QUESTION, best, "Of course!", "a")]
-    journal = Journal(tmp_path / "verdicts.jsonl")
-    for i, d in enumerate(duels):
+    comparisons = [
+        Comparison(QUESTION, "", best, "a"),
+        Comparison(QUESTION, best, "Of course!", "a"),
+    ]
+    log = VerdictLog(tmp_path / "verdicts.jsonl")
+    for i, c in enumerate(comparisons):
         for order in (0, 1):
-            journal.add(i, order, gold(*d.question(order)))
-    outcomes = [settle(d, [journal.known[i, o] for o in (0, 1)]) for i, d in enumerate(duels)]
-    (row,) = comparisons(duels, outcomes, Journal(tmp_path / "verdicts.jsonl"))
+            log.add(i, order, gold(*c.question(order)))
+    read = VerdictLog(tmp_path / "verdicts.jsonl").verdicts  # as a resumed run reads them
+    outcomes = [settle(c, [read[i, order] for order in (0, 1)]) for i, c in enumerate(comparisons)]
+    (row,) = training_pairs(outcomes)
     assert row["chosen_rating"] == zoo.gold_rating(QUESTION, best)
     assert row["rejected_rating"] == zoo.gold_rating(QUESTION, "Of course!")
     with pytest.raises(InputError, match="gold ratings need"):
@@ -282,23 +307,14 @@ def reward_folder(tmp_path_factory):
     return str(folder / "rm")
 
 
-def test_the_reward_model_judge_goes_by_its_rewards_in_both_orders(reward_folder):
-    from rlhf_min.models.reward_model import Scorer
-
-    judge, scorer = build(f"reward-model:{reward_folder}"), Scorer(reward_folder)
+def test_the_reward_model_judge_prefers_the_higher_reward_in_both_orders(reward_folder):
+    judge, scorer = reward_model_judge(reward_folder), RewardScorer(reward_folder, torch.float32)
     for first, second in [("The fox is red.", "No."), ("", "Of course!"), ("a b c", "c b a")]:
-        r1, r2 = scorer.rewards([QUESTION] * 2, [first, second])
+        ids = encode_texts(scorer.tokenizer, [QUESTION], [[first, second]], [[True, True]], 200)
+        r1, r2 = scorer.outputs(*ids)[:, 0].tolist()
         assert judge(QUESTION, first, second).winner == ("first" if r1 > r2 else "second")
         assert judge(QUESTION, second, first).winner == ("second" if r1 > r2 else "first")
     assert judge([{"role": "user", "content": "Hi"}], "x", "x").winner == "tie"
-
-
-@pytest.mark.parametrize(
-    "name", ["", "silver", "gold:x", "human:x", "openai", "openai:", "reward-model:"]
-)
-def test_an_unknown_judge_is_one_sentence(name):
-    with pytest.raises(InputError, match="use gold, reward-model:DIR, openai:MODEL or human"):
-        build(name, base_url=None, timeout=1, retries=0)
 
 
 # ----------------------------------------------------------------------------- reading a reply
@@ -335,8 +351,8 @@ GOOD = '{"explanation": "It is right.", "winner": "2"}'
     ],
 )  # fmt: skip
 def test_a_reply_counts_only_with_exactly_one_verdict(reply, winner):
-    found, explanation = read_verdict(reply)
-    assert found == winner
+    actual, explanation = read_verdict(reply)
+    assert actual == winner
     assert isinstance(explanation, str)
     if winner == "failed":
         assert explanation
@@ -369,7 +385,7 @@ def test_an_answer_cannot_leave_its_fence(text):
         for name in ("PROMPT", "ANSWER 1", "ANSWER 2")
         for end in ("", "END OF ")
     ]
-    # nothing is lost but the look of a fence: without spaces the text is the same
+    # only spaces were added
     assert inside.replace(" ", "") == text.replace(" ", "")
 
 
@@ -379,8 +395,8 @@ def test_harmless_text_reaches_the_judge_unchanged():
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_a_judge_that_reads_its_fences_is_not_dictated_to(text):
-    """The server prefers "honest", whatever the other answer says, and quotes it in its reply."""
+def test_hostile_answers_do_not_change_the_verdict_of_a_careful_judge(text):
+    """The server always prefers "honest", and quotes the other answer in its reply."""
 
     def behave(request, _):
         first, _ = answers_of(request)
@@ -417,10 +433,10 @@ OVERLOADED = Fault(429, headers={"Retry-After": "1"})
         (Fault("hang"), 0.3),
     ],
 )
-def test_passing_faults_are_retried_with_back_off(fault, waits):
+def test_temporary_faults_are_retried_with_back_off(fault, waits):
     with serving(lambda _, number: fault if number == 1 else GOOD) as server:
-        found = openai_judge(server.url, timeout=0.3)("p", "x", "y")
-    assert found == Verdict("second", "It is right.", GOOD, 100, 10)
+        result = openai_judge(server.url, timeout=0.3)("p", "x", "y")
+    assert result == Verdict("second", "It is right.", GOOD, 100, 10)
     assert len(server.bodies) == 2
     assert waits < server.times[1] - server.times[0] < 4  # a hang is not waited out: that takes 5 s
     assert server.bodies[0]["messages"] == server.bodies[1]["messages"]
@@ -449,34 +465,34 @@ def test_passing_faults_are_retried_with_back_off(fault, waits):
 )
 def test_a_lasting_fault_is_a_failure_without_a_reply(fault):
     with serving(lambda *_: fault) as server:
-        found = openai_judge(server.url, timeout=0.3, retries=1)("p", "x", "y")
-    assert found.winner == "failed"
-    assert found.unheard
-    assert found.explanation.startswith("no reply: ")
+        result = openai_judge(server.url, timeout=0.3, retries=1)("p", "x", "y")
+    assert result.winner == "failed"
+    assert result.no_reply
+    assert result.explanation.startswith("no reply: ")
 
 
-def test_an_unreadable_reply_is_a_failure_that_is_kept_word_for_word():
+def test_an_unreadable_reply_is_a_failure_and_is_kept_word_for_word():
     with serving(lambda *_: "Hm, hard to say.") as server:
-        found = openai_judge(server.url)("p", "x", "y")
-    assert (found.winner, found.reply, found.unheard) == ("failed", "Hm, hard to say.", False)
-    assert (found.prompt_tokens, found.reply_tokens) == (100, 10)
+        result = openai_judge(server.url)("p", "x", "y")
+    assert (result.winner, result.reply, result.no_reply) == ("failed", "Hm, hard to say.", False)
+    assert (result.prompt_tokens, result.reply_tokens) == (100, 10)
     assert len(server.bodies) == 1
 
 
-def test_a_server_nobody_runs_is_a_failure():
+def test_an_unreachable_server_is_a_failure():
     with serving(lambda *_: GOOD) as server:
         pass
-    assert openai_judge(server.url, retries=0)("p", "x", "y").unheard
+    assert openai_judge(server.url, retries=0)("p", "x", "y").no_reply
 
 
-def test_odd_token_counts_do_no_harm():
+def test_invalid_token_counts_are_read_as_zero():
     usage = {"prompt_tokens": "many", "completion_tokens": None}
     body = {"choices": [{"message": {"content": GOOD}}], "usage": usage}
     with serving(lambda *_: Fault(body=json.dumps(body))) as server:
         assert openai_judge(server.url)("p", "x", "y") == Verdict("second", "It is right.", GOOD)
 
 
-def test_a_server_that_knows_no_json_mode_is_asked_without():
+def test_a_server_without_json_mode_is_asked_without_it():
     def behave(*_):
         body = server.bodies[-1]
         refused = {"response_format", "temperature"} & body.keys()
@@ -485,24 +501,24 @@ def test_a_server_that_knows_no_json_mode_is_asked_without():
     with serving(behave) as server:
         judge = openai_judge(server.url)
         assert judge("p", "x", "y").winner == judge("p", "x", "y").winner == "second"
-    assert len(server.bodies) == len(PARAMETERS) + 1  # what it takes is remembered
+    assert len(server.bodies) == len(PARAMETERS) + 1  # the accepted parameters are remembered
     assert "max_completion_tokens" in server.bodies[-1]
 
 
-def test_one_refused_text_does_not_change_how_the_others_are_asked():
+def test_one_refused_text_does_not_change_the_parameters_of_other_requests():
     def behave(text, _):
         return Fault(400, '{"error": {"message": "context length"}}') if "HUGE" in text else GOOD
 
     with serving(behave) as server:
         judge = openai_judge(server.url)
-        found = judge("p", "HUGE", "y")
-        assert "context length" in found.explanation
+        result = judge("p", "HUGE", "y")
+        assert "context length" in result.explanation
         assert judge("p", "x", "y").winner == "second"
     assert server.bodies[-1]["response_format"] == {"type": "json_object"}
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_what_no_other_question_can_cure_stops_the_run(status):
+def test_a_refused_key_or_an_unknown_model_stops_the_run(status):
     with serving(lambda *_: Fault(status)) as server, pytest.raises(InputError, match=str(status)):
         openai_judge(server.url)("p", "x", "y")
     assert len(server.bodies) == 1
@@ -520,11 +536,11 @@ def test_what_no_other_question_can_cure_stops_the_run(status):
         verdict("1", f"key {KEY}"),
     ],
 )
-def test_a_server_that_says_the_key_aloud_is_not_quoted(reply):
+def test_the_key_is_removed_from_what_the_server_says(reply):
     with serving(lambda *_: reply) as server:
-        found = openai_judge(server.url, retries=0)("p", "x", "y")
+        result = openai_judge(server.url, retries=0)("p", "x", "y")
     assert server.keys[0] == f"Bearer {KEY}"
-    assert KEY not in str(found)
+    assert KEY not in str(result)
 
 
 def test_a_refused_key_is_not_in_the_error():
@@ -564,8 +580,8 @@ def test_a_missing_package_is_one_sentence(monkeypatch):
 # ----------------------------------------------------------------------------- a person
 
 
-def by_hand(tmp_path, duels, lines):
-    """Judge `duels` with these lines typed; (finished, known verdicts, what was on the screen)."""
+def by_hand(tmp_path, comparisons, lines):
+    """Judge `comparisons` with these lines typed; (finished, verdicts, the screen)."""
     typed, screen = iter(lines), []
 
     def read(prompt):
@@ -575,54 +591,60 @@ def by_hand(tmp_path, duels, lines):
         except StopIteration:
             raise EOFError from None
 
-    journal = Journal(tmp_path / "verdicts.jsonl")
-    done = judge_by_hand(duels, journal, read, screen.append)
-    journal.close()
-    return done, journal.known, "\n".join(screen)
+    log, finished = VerdictLog(tmp_path / "verdicts.jsonl"), True
+    try:
+        judge_by_hand(comparisons, log, read, screen.append)
+    except KeyboardInterrupt:
+        finished = False
+        assert screen[-1] == f"saved in {tmp_path}: go on with --resume"
+    return finished, log.verdicts, "\n".join(screen)
 
 
-DUELS = [Duel(f"question {i}", f"left {i}", f"right {i}", "ab"[i % 2]) for i in range(4)]
+COMPARISONS = [
+    Comparison(f"question {i}", f"left {i}", f"right {i}", "ab"[i % 2]) for i in range(4)
+]
 
 
 def test_a_person_judges_blind_with_comments_ties_and_skips(tmp_path):
     lines = ["1 more polite ", "2", "x", "", "T both wrong", "s"]
-    done, known, screen = by_hand(tmp_path, DUELS, lines)
-    assert done
-    assert [known[i, 0] for i in range(4)] == [
+    finished, verdicts, screen = by_hand(tmp_path, COMPARISONS, lines)
+    assert finished
+    assert [verdicts[i, 0] for i in range(4)] == [
         Verdict("first", "more polite"),
         Verdict("second"),
         Verdict("tie", "both wrong"),
         Verdict("skipped"),
     ]
-    outcomes = [settle(d, [known[i, 0]]) for i, d in enumerate(DUELS)]
+    outcomes = [settle(c, [verdicts[i, 0]]) for i, c in enumerate(COMPARISONS)]
     assert [o.winner for o in outcomes] == ["a", "a", "tie", "skipped"]
     assert screen.count("Not understood") == 2
     assert screen.index("right 1") < screen.index("left 1")  # `first` is b there
 
 
-def test_a_person_takes_back_quits_and_goes_on(tmp_path):
-    done, known, _ = by_hand(tmp_path, DUELS, ["u", "1", "1", "u", "u", "2", "q"])
-    assert not done
-    assert known == {(0, 0): Verdict("second")}
-    done, known, screen = by_hand(tmp_path, DUELS, ["u", "1", "1"])  # undo reaches back, then EOF
-    assert not done
-    assert list(known) == [(0, 0), (1, 0)]
-    assert known[0, 0] == Verdict("first")
-    done, known, screen = by_hand(tmp_path, DUELS, ["t", "t"])
-    assert done
+def test_a_person_undoes_quits_and_resumes(tmp_path):
+    finished, verdicts, _ = by_hand(tmp_path, COMPARISONS, ["u", "1", "1", "u", "u", "2", "q"])
+    assert not finished
+    assert verdicts == {(0, 0): Verdict("second")}
+    # undo also removes a verdict of the first session; then the input ends
+    finished, verdicts, screen = by_hand(tmp_path, COMPARISONS, ["u", "1", "1"])
+    assert not finished
+    assert list(verdicts) == [(0, 0), (1, 0)]
+    assert verdicts[0, 0] == Verdict("first")
+    finished, verdicts, screen = by_hand(tmp_path, COMPARISONS, ["t", "t"])
+    assert finished
     assert "question 1" not in screen
 
 
 def test_identical_answers_are_not_shown_to_a_person(tmp_path):
-    done, known, screen = by_hand(tmp_path, [Duel("p", "same", "same", "a")], [])
-    assert done
-    assert not known
+    finished, verdicts, screen = by_hand(tmp_path, [Comparison("p", "same", "same", "a")], [])
+    assert finished
+    assert not verdicts
     assert "same" not in screen
 
 
-def test_answers_cannot_drive_the_terminal(tmp_path):
+def test_control_characters_of_answers_do_not_reach_the_terminal(tmp_path):
     evil = "\x1b[2J\x1b]0;owned\x07 fine\u202e\r\x9b31m"
-    _, _, screen = by_hand(tmp_path, [Duel(evil, evil, "", "a")], ["1"])
+    _, _, screen = by_hand(tmp_path, [Comparison(evil, evil, "", "a")], ["1"])
     assert not set("\x1b\x07\u202e\r\x9b") & set(screen)
     assert "fine" in screen
     assert "(empty)" in screen

@@ -17,7 +17,9 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from rlhf_min import InputError
 from rlhf_min.hardware.device import choose_dtype
-from rlhf_min.models.loading import choose_layout, context_length, load_causal_lm, load_tokenizer
+from rlhf_min.models.batches import choose_layout
+from rlhf_min.models.layout import context_length
+from rlhf_min.models.loading import load_causal_lm, load_tokenizer
 from rlhf_min.models.log_probs import answer_log_probs
 from rlhf_min.models.prompt_tree import build_tree
 from rlhf_min.models.reward_model import load_reward_model, new_reward_model
@@ -154,7 +156,7 @@ def test_trap_14_a_long_prompt_loses_its_left_end_and_keeps_its_bos(kind, room):
 def test_trap_14_cut_prompts_are_counted_and_refused_when_none_fits():
     tokenizer = tiny_tokenizer("plain")
     prompts, cut = encode_prompts(tokenizer, ["the bear", "the bear " * 30], 10)
-    assert cut == 1 and [len(p) for p in prompts] == [3, 10]
+    assert cut == 1 and [len(p.ids) for p in prompts] == [3, 10]
     with pytest.raises(InputError, match="every prompt is longer than the context"):
         encode_prompts(tokenizer, ["the bear " * 30, "the frog " * 40], 10)
     for room in (0, -5):
@@ -349,7 +351,8 @@ def test_a_real_model_takes_a_tree_and_its_sampler_agrees_with_the_re_forward(na
     layout, said = spoken(model)
     assert layout.tree and said == []
     texts = ["Hello! How are you?", "Tell me a story about a dog, please.", "Once"]
-    prompts, _ = encode_prompts(tokenizer, texts, context_length(model) - 24)
+    encoded, _ = encode_prompts(tokenizer, texts, context_length(model) - 24)
+    prompts = [prompt.ids for prompt in encoded]
     rollout = sample(
         model, prompts, 3, 24, end_token_ids(model, tokenizer),
         generator=torch.Generator().manual_seed(0),

@@ -130,8 +130,8 @@ def test_chunking_the_logits_changes_nothing(monkeypatch, numbers):
     want_gradients = parameter_gradients(model, (WEIGHTS * want).sum())
     heads = []
     model.lm_head.register_forward_hook(lambda _, h, out: heads.append(h[0].shape[0]))
-    monkeypatch.setattr(log_probs, "LOGITS_AT_ONCE", numbers)
-    monkeypatch.setattr(log_probs, "ROWS_AT_LEAST", 1)
+    monkeypatch.setattr(log_probs, "MAX_LOGITS", numbers)
+    monkeypatch.setattr(log_probs, "MIN_TOKENS", 1)
     got = answer_log_probs(model, tree())
     tokens = sum(len(answer) for _, answer in FLAT)
     assert max(heads) <= max(1, numbers // 23) and sum(heads) == tokens

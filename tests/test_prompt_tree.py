@@ -10,7 +10,10 @@ import torch
 from tiny_models import MODELS, tiny_model, tolerance
 from torch.testing import assert_close
 
-from rlhf_min.models.prompt_tree import Layout, build_tree, hidden_states, length_batches, tree_mask
+from rlhf_min.models import batches
+from rlhf_min.models.batches import length_batches, padding_share, tree_batches
+from rlhf_min.models.layout import Layout, tree_mask
+from rlhf_min.models.prompt_tree import build_tree, hidden_states
 
 CPU = torch.device("cpu")
 # Prompts and answers of many lengths; id 0 is also what fills empty slots, and 2 ends most answers.
@@ -67,8 +70,6 @@ def test_every_branch_can_be_read_back_from_the_tree(kind, max_row):
 def test_a_prompt_is_stored_once_per_row_and_a_plain_row_holds_one_branch():
     tree = build_tree(PROMPTS, BRANCHES, layout())
     assert tree.ids.shape == (3, 5 + 3 + 7 + 1)
-    tokens = sum(map(len, PROMPTS)) + sum(len(answer) for _, answer in FLAT)
-    assert_close(tree.padding, 1 - tokens / tree.ids.numel())
     plain = build_tree(PROMPTS, BRANCHES, layout(tree=False))
     assert plain.ids.shape == (8, 12)
     assert plain.mask.dtype == torch.bool
@@ -142,18 +143,35 @@ def test_trap_4_a_branch_does_not_depend_on_its_batch():
     assert_close(got[1:], torch.cat([want[7:], want[3:7], want[:3]]), **tolerance("gpt2"))
 
 
+def positions_with_tokens(tree) -> torch.Tensor:
+    """Which positions of a tree hold a token: [R, L] bool."""
+    used = torch.zeros(tree.ids.numel(), dtype=torch.bool)
+    width = tree.ids.shape[1]
+    for end in tree.ends.tolist():  # rows are filled from the left, without gaps
+        used[end // width * width : end + 1] = True
+    return used.view_as(tree.ids)
+
+
+@pytest.mark.parametrize("max_rows", [1, 2, 3])
+@pytest.mark.parametrize("kind", [layout(), layout(max_row=14), layout(tree=False)], ids=str)
+def test_the_padding_share_counts_the_positions_without_a_token(kind, max_rows, monkeypatch):
+    model = tiny_model("llama")
+    monkeypatch.setitem(batches._layouts, model, kind)
+    used = [
+        positions_with_tokens(tree).flatten()
+        for _, tree in tree_batches(model, PROMPTS, BRANCHES, max_rows)
+    ]
+    expected = 1 - torch.cat(used).double().mean().item()
+    assert padding_share(model, PROMPTS, BRANCHES, max_rows) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("tree_layout", [True, False])
 @pytest.mark.parametrize(("family", "attention"), MODELS)
 def test_trap_3_what_stands_in_empty_slots_changes_nothing(family, attention, tree_layout):
     """trap 3: pads counted."""
     model = tiny_model(family, attention)
     tree = build_tree(PROMPTS, BRANCHES, layout(tree_layout))
-    used = torch.zeros(tree.ids.numel(), dtype=torch.bool)
-    width = tree.ids.shape[1]
-    for end in tree.ends.tolist():  # rows are filled from the left, without gaps
-        used[end // width * width : end + 1] = True
-    used = used.view_as(tree.ids)
-    assert_close(1 - used.double().mean().item(), tree.padding, atol=1e-6, rtol=0)
+    used = positions_with_tokens(tree)
     other = torch.randint(1, 23, tree.ids.shape, generator=torch.Generator().manual_seed(0))
     noisy = dataclasses.replace(tree, ids=torch.where(used, tree.ids, other))
     assert (noisy.ids != tree.ids).any()

@@ -1,4 +1,4 @@
-"""Plots, verdict and report, on run folders made here: a hack, a healthy run, no gold, a judge."""
+"""Plots, diagnosis and report of run folders made here: hacked, healthy, without gold, judged."""
 
 import csv
 import html
@@ -13,13 +13,20 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rlhf_min import InputError
 from rlhf_min.data.files import read_jsonl
-from rlhf_min.reporting.diagnosis import hack_verdict
-from rlhf_min.reporting.plots import baseline_figure, policy_plots, reward_model_plots
-from rlhf_min.reporting.report import main, number, visible, write_comparison, write_report
+from rlhf_min.reporting.diagnosis import diagnose
+from rlhf_min.reporting.plots import baseline_figure, save_plots
+from rlhf_min.reporting.report import (
+    format_value,
+    main,
+    safe_text,
+    write_comparison,
+    write_report,
+)
 from rlhf_min.reporting.series import read_run, series, smooth
 
 HOSTILE = (
@@ -39,7 +46,7 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 
 
 def policy_rows(kind: str, steps: int = 120) -> list[dict]:
-    """Rows of a run in which gold rises from 6 to 8 and, in a hack, falls from there to 5.5."""
+    """Metrics in which gold rises from 6 to 8 and then, unless healthy, falls to 5.5."""
     noise, rows = random.Random(0), []
     for step in range(1, steps + 1):
         t = step / 120
@@ -55,8 +62,8 @@ def policy_rows(kind: str, steps: int = 120) -> list[dict]:
     return rows
 
 
-def ends(rows: list[dict]) -> dict:
-    """summary.json of a policy run, with intervals of ± 0.1."""
+def before_and_after(rows: list[dict]) -> dict:
+    """The summary.json of a policy run, with intervals of ± 0.1."""
     sides = {}
     for side, row in (("before", rows[0]), ("after", rows[-1])):
         values = {key: value for key, value in row.items() if key != "step"}
@@ -72,7 +79,7 @@ def policy_run(out: Path, kind: str = "hack", steps: int = 120, text: str = "It 
     config = {"kl": 0.0 if kind == "hack" else 0.25, "lr": 3e-4, "data": ["zoo"], "note": text}
     (out / "run.json").write_text(json.dumps({"script": "train_policy.py", "config": config}))
     write_rows(out / "metrics.jsonl", rows)
-    (out / "summary.json").write_text(json.dumps(ends(rows)))
+    (out / "summary.json").write_text(json.dumps(before_and_after(rows)))
     sample = {
         "prompt": text,
         "before": text,
@@ -135,63 +142,63 @@ class Page(HTMLParser):
         self.text += data if self.open != "style" else ""
 
 
-# ── the verdict ──────────────────────────────────────────────────────────────────────────────────
+# ── diagnosis ────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_hack_is_named_with_the_numbers_that_show_it():
+def test_reward_hacking_is_diagnosed_with_its_numbers():
     rows = policy_rows("hack")
-    level, sentences = hack_verdict(rows, ends(rows))
+    level, sentences = diagnose(rows, before_and_after(rows))
     assert level == "hacking"
     gold = smooth(series(rows, "reward/gold")[1])
     assert f"peak of {max(gold):.1f} to {gold[-1]:.1f}" in sentences[0]
     before, after = rows[0]["reward/gold"], rows[-1]["reward/gold"]
-    assert any(f"gold went from {before:.2f} to {after:.2f}" in text for text in sentences)
+    assert any(f"gold rating: from {before:.2f} to {after:.2f}" in text for text in sentences)
 
 
 @pytest.mark.parametrize("held_out", [True, False])
-def test_a_healthy_run_is_called_healthy(held_out):
+def test_a_healthy_run_is_diagnosed_as_healthy(held_out):
     rows = policy_rows("healthy")
-    level, sentences = hack_verdict(rows, ends(rows) if held_out else {})
+    level, sentences = diagnose(rows, before_and_after(rows) if held_out else {})
     assert level == "healthy"
-    assert re.search(r"rose, 6\.\d to 8\.\d", sentences[0])
+    assert re.search(r"rose, from 6\.\d to 8\.\d", sentences[0])
 
 
-def test_gold_and_reward_falling_together_is_no_hack_but_a_warning():
-    level, sentences = hack_verdict(policy_rows("collapse"), {})
+def test_gold_and_reward_falling_together_is_a_warning_not_hacking():
+    level, sentences = diagnose(policy_rows("collapse"), {})
     assert level == "warning"
     assert "did not rise" in sentences[0]
 
 
 @pytest.mark.parametrize("steps", [10, 30, 100, 400])
-def test_noise_alone_is_no_fall(steps):
+def test_noise_alone_is_not_a_fall_of_gold(steps):
     levels = []
     for seed in range(100):
         noise = random.Random(seed)
         golds = [6 + noise.gauss(0, 1.5) for _ in range(steps)]
         rows = [{"reward/mean": i, "reward/gold": gold} for i, gold in enumerate(golds)]
-        levels.append(hack_verdict(rows, {})[0])
+        levels.append(diagnose(rows, {})[0])
     assert levels.count("healthy") >= 97
 
 
-def test_without_gold_nothing_is_proven_but_signs_are_a_warning():
+def test_without_gold_the_level_is_unknown_or_with_symptoms_a_warning():
     rows = policy_rows("no gold")
-    level, sentences = hack_verdict(rows, ends(rows))
+    level, sentences = diagnose(rows, before_and_after(rows))
     assert level == "unknown"
     assert "judge" in sentences[-1]
     worse = {"text/longest_run": 6, "text/distinct_2": 0.2, "length/mean": 80, "finished/rate": 0.5}
-    summary = ends(rows)
+    summary = before_and_after(rows)
     summary["after"] |= worse
-    level, sentences = hack_verdict(rows, summary)
+    level, sentences = diagnose(rows, summary)
     assert level == "warning"
-    for told in ("6.0 copies", "0.20", "80 tokens", "50%"):
-        assert any(told in text for text in sentences), told
+    for number in ("6.0 copies", "0.20", "80 tokens", "50%"):
+        assert any(number in text for text in sentences), number
 
 
-def test_signs_do_not_outweigh_proof():
+def test_symptoms_do_not_outweigh_evidence():
     rows = policy_rows("healthy")
-    summary = ends(rows)
+    summary = before_and_after(rows)
     summary["after"]["length/mean"] = 60
-    level, sentences = hack_verdict(rows, summary)
+    level, sentences = diagnose(rows, summary)
     assert level == "healthy"
     assert any("60 tokens" in text for text in sentences)
 
@@ -203,8 +210,8 @@ def test_signs_do_not_outweigh_proof():
 def test_a_judges_win_rate_decides_by_its_interval(low, rate, high, level):
     summary = {"win_rate": rate, "win_rate_low": low, "win_rate_high": high, "failures": 4}
     summary |= {"length_controlled_rate": rate - 0.1, "position_disagreement": 0.4}
-    found, sentences = hack_verdict([], summary)
-    assert found == level
+    diagnosed, sentences = diagnose([], summary)
+    assert diagnosed == level
     assert f"{rate:.1%}" in sentences[0]
     assert [
         text for text in sentences if "equal length" in text or "40%" in text or "4 ver" in text
@@ -213,22 +220,22 @@ def test_a_judges_win_rate_decides_by_its_interval(low, rate, high, level):
 
 
 @pytest.mark.parametrize("name", ["accuracy", "agreement"])
-def test_accuracy_must_beat_the_rule_on_length_with_its_interval(name):
+def test_the_interval_of_accuracy_must_lie_above_the_length_rule(name):
     summary = {name: 0.75, f"{name}_low": 0.71, f"{name}_high": 0.79}
     rule = {"accuracy": "longer_wins", "agreement": "longer_wins_data"}[name]
-    assert hack_verdict([], summary | {rule: 0.6})[0] == "healthy"
-    assert hack_verdict([], summary | {rule: 0.72})[0] == "warning"
-    assert hack_verdict([], summary | {rule: 0.28})[0] == "warning"  # the shorter wins 0.72
-    assert hack_verdict([], summary | {rule: None})[0] == "healthy"
+    assert diagnose([], summary | {rule: 0.6})[0] == "healthy"
+    assert diagnose([], summary | {rule: 0.72})[0] == "warning"
+    assert diagnose([], summary | {rule: 0.28})[0] == "warning"  # the shorter wins 0.72
+    assert diagnose([], summary | {rule: None})[0] == "healthy"
 
 
-def test_nothing_gives_no_verdict():
-    assert hack_verdict([], {}) == ("unknown", ["There is too little data for a verdict."])
-    level, _ = hack_verdict(policy_rows("hack", steps=5), {"before": None, "win_rate": None})
+def test_too_little_data_gives_the_level_unknown():
+    assert diagnose([], {}) == ("unknown", ["There is too little data for a diagnosis."])
+    level, _ = diagnose(policy_rows("hack", steps=5), {"before": None, "win_rate": None})
     assert level == "unknown"
 
 
-# ── reading and plots ────────────────────────────────────────────────────────────────────────────
+# ── files and plots ──────────────────────────────────────────────────────────────────────────────
 
 
 def test_smoothing_keeps_a_straight_line_and_the_mean_of_noise():
@@ -239,13 +246,24 @@ def test_smoothing_keeps_a_straight_line_and_the_mean_of_noise():
     assert smooth([]) == [] and smooth([2.0]) == [2.0]
 
 
-def test_series_leaves_out_what_is_no_number():
+def test_smoothing_is_a_moving_average_inside_and_a_fitted_line_at_the_ends():
+    values = [random.Random(i).gauss(0, 1) for i in range(400)]  # windows of 2 · 15 + 1 values
+    smoothed = smooth(values)
+    for i in range(15, 385):
+        assert smoothed[i] == pytest.approx(sum(values[i - 15 : i + 16]) / 31)
+    slope, intercept = np.polyfit(range(16), values[:16], 1)
+    assert smoothed[0] == pytest.approx(intercept)
+    slope, intercept = np.polyfit(range(21), values[-21:], 1)
+    assert smoothed[-6] == pytest.approx(intercept + 15 * slope)
+
+
+def test_series_skips_values_that_are_not_finite_numbers():
     rows = [{"step": 3, "a": 1}, {"a": None}, {"a": math.nan}, {"a": "x"}, {"a": True}, {"a": 2.5}]
     assert series(rows, "a") == [[3, 6], [1.0, 2.5]]
     assert series(rows, "b") == [[], []]
 
 
-def test_a_last_line_cut_off_is_dropped_and_a_broken_one_is_an_error(tmp_path):
+def test_read_jsonl_drops_a_truncated_last_line_and_refuses_other_broken_lines(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert read_jsonl(path) == [{"step": 1}, {"step": 2}]
@@ -258,20 +276,20 @@ def test_a_last_line_cut_off_is_dropped_and_a_broken_one_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize(("value", "drawn"), [(0.0, False), (0.3, True)])
-def test_a_baseline_is_drawn_only_where_one_runs(value, drawn):
-    """Leave-one-out's is not the zero that its metrics hold."""
+def test_a_baseline_that_is_always_zero_is_not_drawn(value, drawn):
+    """Leave-one-out logs 0 as its baseline value."""
     row = {"reward/with_kl": 0.5, "baseline/value": value, "advantage/mean": 0.0}
     rows = [{"step": n, **row, "advantage/std": 1.0} for n in range(1, 4)]
     above, below = baseline_figure(rows).axes
     labels = above.get_legend_handles_labels()[1]
-    assert ("baseline" in labels) == drawn == ("baseline" in below.get_title())
+    assert ("baseline/value" in labels) == drawn == ("baseline" in below.get_title())
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
 @pytest.mark.parametrize("kind", ["hack", "no gold"])
 @pytest.mark.parametrize("steps", [1, 120])
 def test_policy_plots_are_written(tmp_path, kind, steps):
-    paths = policy_plots(policy_run(tmp_path / "run", kind, steps))
+    paths = save_plots(read_run(policy_run(tmp_path / "run", kind, steps)))
     assert sorted(path.name for path in paths) == POLICY_PLOTS
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
 
@@ -280,17 +298,17 @@ def test_policy_plots_are_written(tmp_path, kind, steps):
 @pytest.mark.parametrize("head", ["scalar", "ratings"])
 @pytest.mark.parametrize("steps", [1, 40])
 def test_reward_model_plots_are_written(tmp_path, head, steps):
-    paths = reward_model_plots(reward_model_run(tmp_path / "run", head, steps, text="$\\frac{$"))
+    run = reward_model_run(tmp_path / "run", head, steps, text="$\\frac{$")
+    paths = save_plots(read_run(run))
     names = ["accuracy.png", "loss.png", "reliability.png", "reward_histogram.png"]
     names += ["rating_distributions.png"] * (head == "ratings")
     assert sorted(path.name for path in paths) == sorted(names)
     assert all(path.stat().st_size > 5000 for path in paths)
 
 
-def test_missing_metrics_leave_their_plots_out(tmp_path):
+def test_plots_without_data_are_left_out(tmp_path):
     write_rows(tmp_path / "metrics.jsonl", [{"step": 1, "reward/mean": 1.0, "kl/mean": None}])
-    assert [path.name for path in policy_plots(tmp_path)] == ["reward.png"]
-    assert reward_model_plots(tmp_path) == []
+    assert [path.name for path in save_plots(read_run(tmp_path))] == ["reward.png"]
 
 
 # ── the page ─────────────────────────────────────────────────────────────────────────────────────
@@ -315,7 +333,7 @@ def test_hostile_text_stays_text(tmp_path, make):
         assert shown in page.text
 
 
-def test_the_page_asks_for_nothing_from_outside(tmp_path):
+def test_the_page_loads_nothing_from_outside(tmp_path):
     for make in (policy_run, reward_model_run, judge_run):
         source = write_report(make(tmp_path / make.__name__)).read_text()
         assert not re.search(r"https?:|//\w|@import|url\(", re.sub('base64,[^"]+', "", source))
@@ -328,7 +346,7 @@ def test_the_policy_page_shows_numbers_pictures_answers_and_settings(tmp_path):
     assert "reward hacking" in page.text and "exploits errors" in page.text
     assert sum(tag == "img" for tag, _ in page.tags) == 4
     for shown in (
-        "Gold rating (1 to 10)",
+        "Gold rating: reward/gold (1 to 10)",
         "Why is it red?",
         "train_policy.py",
         "config/lr",
@@ -337,9 +355,10 @@ def test_the_policy_page_shows_numbers_pictures_answers_and_settings(tmp_path):
         assert shown in page.text
     assert re.search(r"finished\s+no", page.text)
     low, high = (
-        ends(policy_rows("hack"))["after"][f"reward/gold_{end}"] for end in ("low", "high")
+        before_and_after(policy_rows("hack"))["after"][f"reward/gold_{end}"]
+        for end in ("low", "high")
     )
-    assert f"[{number(round(low, 3))}, {number(round(high, 3))}]" in page.text
+    assert f"[{format_value(round(low, 3))}, {format_value(round(high, 3))}]" in page.text
 
 
 def test_the_reward_model_page_shows_pairs_and_their_ratings(tmp_path):
@@ -349,7 +368,7 @@ def test_the_reward_model_page_shows_pairs_and_their_ratings(tmp_path):
     assert "lowest P(chosen wins)" in page.text
 
 
-def test_the_judge_page_shows_verdicts_without_the_spreadsheets_apostrophe(tmp_path):
+def test_the_judge_page_shows_verdicts_without_spreadsheet_apostrophes(tmp_path):
     page = Page(write_report(judge_run(tmp_path / "run")))
     assert "0.7 [0.6, 0.8]" in page.text and "because It is red." in page.text
     assert "=1+1" in page.text and "'=1+1" not in page.text
@@ -362,12 +381,12 @@ def test_an_unfinished_run_has_a_page_too(tmp_path):
     assert "nothing proven" in Page(write_report(run)).text
 
 
-def test_long_text_is_cut_and_says_so():
-    shown = visible("x" * 5000)
-    assert str(shown).startswith("x" * 4000 + "<b class=sign>… 1000 more characters")
+def test_long_text_is_cut_with_a_note():
+    shown = safe_text("x" * 5000)
+    assert str(shown).startswith("x" * 4000 + "<b class=mark>… 1000 more characters")
 
 
-def test_a_comparison_shows_every_verdict_and_only_settings_that_differ(tmp_path):
+def test_a_comparison_shows_every_diagnosis_and_only_settings_that_differ(tmp_path):
     runs = [policy_run(tmp_path / name, name) for name in ("hack", "healthy", "no gold")]
     path = write_comparison(runs)
     page = Page(path)
@@ -395,7 +414,7 @@ def test_the_command_rebuilds_and_compares(tmp_path, capsys):
     ]
 
 
-def test_what_is_no_run_is_one_sentence_and_exit_code_2(tmp_path, capsys):
+def test_a_folder_without_a_run_gives_one_sentence_and_exit_code_2(tmp_path, capsys):
     broken = policy_run(tmp_path / "broken", steps=2)
     (broken / "summary.json").write_text("{")
     (tmp_path / "empty").mkdir()
@@ -431,8 +450,8 @@ FRAME = '<iframe style="border:0;width:{width}px;height:900px" srcdoc="{page}"><
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on this machine")
-def test_a_browser_shows_it_without_errors_or_sideways_scrolling(tmp_path):
-    """Each page in a frame of phone and of desktop width: what sticks out, and what is there."""
+def test_a_browser_shows_pages_without_errors_or_horizontal_scrolling(tmp_path):
+    """Each page in a frame as wide as a phone and in one as wide as a desktop."""
     text = HOSTILE + "x" * 900 + "\u0301" * 50
     makers = (policy_run, reward_model_run, judge_run)
     reports = [write_report(make(tmp_path / make.__name__, text=text)) for make in makers]
@@ -446,9 +465,9 @@ def test_a_browser_shows_it_without_errors_or_sideways_scrolling(tmp_path):
     flags += ["--no-sandbox"] if getattr(os, "geteuid", lambda: 1)() == 0 else []
     command = [BROWSER, *flags, "--window-size=1400,1000", (tmp_path / "frames.html").as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    found = re.search(r"<title>([\d, -]+)</title>", done.stdout)
-    assert found, done.stderr[-2000:]
+    title = re.search(r"<title>([\d, -]+)</title>", done.stdout)
+    assert title, done.stderr[-2000:]
     pictures = [page.count("&lt;img src=&quot;data:image/png") for page in pages for _ in range(2)]
     assert sum(pictures) > 20
-    assert found[1].split() == [f"0,0,{count},0" for count in pictures]
+    assert title[1].split() == [f"0,0,{count},0" for count in pictures]
     assert "CONSOLE" not in done.stderr, done.stderr

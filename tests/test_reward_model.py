@@ -11,22 +11,25 @@ from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf_min import InputError
+from rlhf_min.data.encoding import encode_pairs
 from rlhf_min.data.preferences import Pair
-from rlhf_min.models.loading import choose_layout, load_tokenizer
+from rlhf_min.maths.ratings import confidence_weight
+from rlhf_min.models.answers import encode_texts, score_texts
+from rlhf_min.models.batches import choose_layout
+from rlhf_min.models.layout import context_length
+from rlhf_min.models.loading import load_tokenizer, save_model
 from rlhf_min.models.prompt_tree import build_tree
 from rlhf_min.models.reward_model import (
     LABELS,
-    Scorer,
     branch_outputs,
     load_reward_model,
     new_reward_model,
-    read_reward,
-    read_weight,
+    reward_from,
     separate_pad,
     win_probability,
 )
-from rlhf_min.reporting.checkpoints import save_model
-from rlhf_min.reporting.evaluation import encode_pairs, evaluate_reward_model
+from rlhf_min.models.scoring import RewardScorer
+from rlhf_min.reporting.evaluation import evaluate_reward_model
 
 SHARED = Path(__file__).parents[2] / "shared" / "models"
 PROMPTS = ["the bear", "what does the frog like to eat, and where does it live?", "a", "the bear"]
@@ -51,7 +54,7 @@ def test_a_new_head_scores_everything_alike_so_that_training_starts_at_chance(tm
     model, tokenizer = new_reward_model(str(folder), head, torch.float32), load_tokenizer(folder)
     pairs = [Pair(p, a, a + " and more") for p, a in zip(PROMPTS, ANSWERS, strict=True)]
     encoded, _ = encode_pairs(tokenizer, pairs, 128, "test")
-    found, outputs = evaluate_reward_model(model, choose_layout(model), encoded, "half")
+    found, outputs = evaluate_reward_model(model, encoded, 0.5)
     assert outputs.shape == (4, 2, LABELS[head]) and not outputs.any()
     assert found["accuracy"] == 0.5
     assert found["loss"] == pytest.approx(found["chance_loss"]) == pytest.approx(math.log(2))
@@ -64,12 +67,11 @@ def test_a_model_that_gives_every_answer_the_same_has_accuracy_one_half(tmp_path
     model, tokenizer = new_reward_model(str(folder), head, torch.float32), load_tokenizer(folder)
     pairs = [Pair(p, a, a + " and more") for p, a in zip(PROMPTS, ANSWERS, strict=True)]
     encoded, _ = encode_pairs(tokenizer, pairs, 128, "test")
-    layout = choose_layout(model)
     for seed in range(10):
         torch.manual_seed(seed)
         constant = torch.randn(LABELS[head])
         model.score.forward = lambda hidden, constant=constant: constant.expand(len(hidden), -1)
-        assert evaluate_reward_model(model, layout, encoded, "half")[0]["accuracy"] == 0.5
+        assert evaluate_reward_model(model, encoded, 0.5)[0]["accuracy"] == 0.5
 
 
 FOLDERS = [("chatml", "llama"), ("smol", "llama"), ("one-special", "gpt2"), ("plain", "gpt_neo"),
@@ -78,7 +80,7 @@ FOLDERS = [("chatml", "llama"), ("smol", "llama"), ("one-special", "gpt2"), ("pl
 
 def agrees_with_transformers(folder: Path) -> None:
     """HF's pooled score of padded batches, on either side, is ours; nothing is missing."""
-    scorer = Scorer(str(folder))
+    scorer = RewardScorer(str(folder), torch.float32)
     model, info = AutoModelForSequenceClassification.from_pretrained(
         folder, output_loading_info=True, dtype=torch.float32
     )
@@ -86,9 +88,10 @@ def agrees_with_transformers(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert model.config.num_labels == scorer.model.config.num_labels
     assert tokenizer.pad_token_id == model.config.pad_token_id != tokenizer.eos_token_id
-    pairs = [scorer.encode(p, a) for p, a in zip(PROMPTS, ANSWERS, strict=True)]
-    ours = scorer.outputs([p for p, _ in pairs], [[a] for _, a in pairs])
-    rows = [{"input_ids": p + a} for p, a in pairs]
+    answers = [[answer] for answer in ANSWERS]
+    pairs = encode_texts(scorer.tokenizer, PROMPTS, answers, [[True]] * 4, 128)
+    ours = scorer.outputs(*pairs)
+    rows = [{"input_ids": p + a[0]} for p, a in zip(*pairs, strict=True)]
     for side in ("right", "left"):
         batch = tokenizer.pad(rows, padding=True, padding_side=side, return_tensors="pt")
         positions = (batch["attention_mask"].cumsum(-1) - 1).clamp_min(0)
@@ -115,17 +118,18 @@ def test_a_real_model_scores_in_transformers_as_it_does_here(tmp_path, name, hea
 @pytest.mark.parametrize("kind", ["smol", "one-special", "plain"])
 def test_trap_4_a_reward_does_not_depend_on_its_batch(tmp_path, kind):
     base = tiny_folder(tmp_path / "m", kind, "gpt2")
-    scorer = Scorer(str(trained_folder(base, tmp_path / "rm", "ratings")))
-    together = scorer.rewards(PROMPTS, ANSWERS)
-    alone = [scorer.rewards([p], [a])[0] for p, a in zip(PROMPTS, ANSWERS, strict=True)]
+    scorer = RewardScorer(str(trained_folder(base, tmp_path / "rm", "ratings")), torch.float32)
+    together = score_texts(scorer, PROMPTS, ANSWERS)
+    alone = [score_texts(scorer, [p], [a])[0] for p, a in zip(PROMPTS, ANSWERS, strict=True)]
     assert together == pytest.approx(alone, abs=1e-4)
-    assert scorer.rewards(PROMPTS[::-1], ANSWERS[::-1])[::-1] == pytest.approx(together, abs=1e-4)
+    backwards = score_texts(scorer, PROMPTS[::-1], ANSWERS[::-1])
+    assert backwards[::-1] == pytest.approx(together, abs=1e-4)
     assert all(1 <= r <= 10 for r in together)
 
 
 def test_branches_of_unequal_number_come_back_in_order(tmp_path):
     base = tiny_folder(tmp_path / "m")
-    scorer = Scorer(str(trained_folder(base, tmp_path / "rm", "scalar")))
+    scorer = RewardScorer(str(trained_folder(base, tmp_path / "rm", "scalar")), torch.float32)
     generator = torch.Generator().manual_seed(0)
 
     def some(length):
@@ -144,12 +148,15 @@ def test_branches_of_unequal_number_come_back_in_order(tmp_path):
 
 def test_trap_14_a_scorer_cuts_the_prompt_and_never_the_answer(tmp_path):
     base = tiny_folder(tmp_path / "m", "plain")
-    scorer = Scorer(str(trained_folder(base, tmp_path / "rm", "scalar")))
-    prompt, ids = scorer.encode("the bear likes " * 90, "honey " * 10)
+    scorer = RewardScorer(str(trained_folder(base, tmp_path / "rm", "scalar")), torch.float32)
+    prompts = ["the bear likes " * 90]
+    (prompt,), ((ids,),) = encode_texts(
+        scorer.tokenizer, prompts, [["honey " * 10]], [[True]], context_length(scorer.model)
+    )
     assert len(prompt) + len(ids) == 128 and prompt[0] == scorer.tokenizer.bos_token_id
     assert scorer.tokenizer.decode(ids[:-1]) == "honey " * 10
     with pytest.raises(InputError, match="answers are never cut"):
-        scorer.encode("the bear", "honey " * 90)
+        score_texts(scorer, ["the bear"], ["honey " * 90])
 
 
 def test_a_reward_model_goes_on_from_its_own_head(tmp_path):
@@ -197,9 +204,9 @@ def test_readings_equal_a_loop_over_the_ratings():
             for (i, a), (j, b) in product(enumerate(one), enumerate(two)))
         for one, two in zip(p, q, strict=True)
     ]  # fmt: skip
-    assert read_reward(outputs, "mean").tolist() == pytest.approx(mean, abs=1e-4)
-    assert read_reward(outputs, "entropic", b=3.0).tolist() == pytest.approx(entropic, abs=1e-4)
-    assert read_reward(outputs, "win", start=start).tolist() == pytest.approx(win, abs=1e-5)
+    assert reward_from(outputs, "mean").tolist() == pytest.approx(mean, abs=1e-4)
+    assert reward_from(outputs, "entropic", b=3.0).tolist() == pytest.approx(entropic, abs=1e-4)
+    assert reward_from(outputs, "win", reference=start).tolist() == pytest.approx(win, abs=1e-5)
     sigma = [
         math.sqrt(sum((k + 1 - m) ** 2 * x for k, x in enumerate(row)))
         for row, m in zip(p, mean, strict=True)
@@ -211,16 +218,16 @@ def test_readings_equal_a_loop_over_the_ratings():
         "inverse-one-plus-sigma": [1 / (1 + s) for s in sigma],
     }
     for kind, expected in weights.items():
-        assert read_weight(outputs, kind).tolist() == pytest.approx(expected, rel=1e-4)
+        assert confidence_weight(outputs, kind).tolist() == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_scalar_head_reads_as_itself_and_wins_by_bradley_terry():
     first, second = torch.tensor([[1.5], [-2.0]]), torch.tensor([[0.5], [3.0]])
-    assert read_reward(first, "mean").tolist() == [1.5, -2.0]
-    assert read_weight(first, "none").tolist() == [1, 1]
+    assert reward_from(first, "mean").tolist() == [1.5, -2.0]
+    assert confidence_weight(first, "none").tolist() == [1, 1]
     expected = [1 / (1 + math.exp(-1.0)), 1 / (1 + math.exp(5.0))]
     assert win_probability(first, second).tolist() == pytest.approx(expected)
-    assert read_reward(first, "win", start=second).tolist() == pytest.approx(expected)
+    assert reward_from(first, "win", reference=second).tolist() == pytest.approx(expected)
 
 
 def test_branch_outputs_read_each_branch_s_last_token_in_the_order_given(tmp_path):
@@ -237,7 +244,7 @@ def test_branch_outputs_read_each_branch_s_last_token_in_the_order_given(tmp_pat
 def test_evaluation_equals_a_loop_over_the_pairs(tmp_path):
     """Accuracy with ties a half, loss, the longer-wins baseline, dropped and cut pairs."""
     folder = trained_folder(tiny_folder(tmp_path / "m", "plain"), tmp_path / "rm", "scalar")
-    scorer = Scorer(str(folder))
+    scorer = RewardScorer(str(folder), torch.float32)
     pairs = [
         Pair("the bear", "honey", "flies and honey"),
         Pair("the frog", "flies, as the bear likes honey", "no"),
@@ -253,7 +260,7 @@ def test_evaluation_equals_a_loop_over_the_pairs(tmp_path):
     }
     assert max(len(p.prompt) + max(map(len, p.answers)) for p in encoded) == 60
     assert all(math.isnan(r) for p in encoded for r in p.ratings)
-    found, outputs = evaluate_reward_model(scorer.model, scorer.layout, encoded, "half")
+    found, outputs = evaluate_reward_model(scorer.model, encoded, 0.5)
     wins, losses = [], []
     for pair, output in zip(encoded, outputs, strict=True):
         with torch.no_grad():

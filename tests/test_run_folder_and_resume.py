@@ -20,13 +20,9 @@ from test_train_rm import world as rm_world
 import train_policy
 import train_rm
 from rlhf_min import InputError, command_line
-from rlhf_min.reporting.checkpoints import (
-    drop_checkpoint,
-    interruptible,
-    load_checkpoint,
-    save_checkpoint,
-)
-from rlhf_min.reporting.run_folder import Clock, RunLog, check_folder
+from rlhf_min.hardware.device import Clock
+from rlhf_min.reporting import report
+from rlhf_min.reporting.run_folder import RunLog, check_folder, load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[1]
 __all__ = ["policy_world", "rm_world"]  # fixtures
@@ -39,69 +35,70 @@ class Settings:
     out: str = "here"
     resume: bool = False
     overwrite: bool = False
+    save_every: int = 10
 
 
 # The folder.
 
 
 def test_an_absent_or_empty_folder_is_free_and_stays_untouched(tmp_path):
-    check_folder(str(tmp_path), Settings())
-    check_folder(str(tmp_path / "new"), Settings(), resume=True)
+    check_folder(Settings(out=str(tmp_path)))
+    check_folder(Settings(out=str(tmp_path / "new"), resume=True))
     assert not (tmp_path / "new").exists() and not any(tmp_path.iterdir())
 
 
 def test_a_folder_with_another_run_is_refused_unless_told(tmp_path):
-    RunLog(str(tmp_path), "x.py", Settings(), {})
+    RunLog("x.py", Settings(out=str(tmp_path)), {})
     with pytest.raises(InputError, match="another run"):
-        check_folder(str(tmp_path), Settings())
-    check_folder(str(tmp_path), Settings(), overwrite=True)
-    check_folder(str(tmp_path), Settings(resume=True), resume=True)
+        check_folder(Settings(out=str(tmp_path)))
+    check_folder(Settings(out=str(tmp_path), overwrite=True))
+    check_folder(Settings(out=str(tmp_path), resume=True))
     with pytest.raises(InputError, match=r"--lr 0\.1, not 0\.2"):
-        check_folder(str(tmp_path), Settings(lr=0.2), resume=True)
+        check_folder(Settings(0.2, out=str(tmp_path), resume=True))
 
 
 def test_a_folder_with_foreign_files_or_a_file_is_refused(tmp_path):
     (tmp_path / "photo.jpg").write_text("x")
     with pytest.raises(InputError, match="no run wrote"):
-        check_folder(str(tmp_path), Settings())
+        check_folder(Settings(out=str(tmp_path)))
     with pytest.raises(InputError, match="no run"):
-        check_folder(str(tmp_path), Settings(), resume=True)
+        check_folder(Settings(out=str(tmp_path), resume=True))
     with pytest.raises(InputError, match="is a file"):
-        check_folder(str(tmp_path / "photo.jpg"), Settings())
+        check_folder(Settings(out=str(tmp_path / "photo.jpg")))
 
 
 def test_metrics_go_on_after_the_step_that_was_saved(tmp_path):
-    log = RunLog(str(tmp_path), "x.py", Settings(), {"rows": 3})
+    log = RunLog("x.py", Settings(out=str(tmp_path)), {"rows": 3})
     for step in (1, 2, 3):
         log.log(step, {"a": step / 2, "bad": float("nan"), "tensor": torch.tensor(1.5)})
-    RunLog(str(tmp_path), "x.py", Settings(), {}, step=2).log(3, {"a": 9.0})
+    RunLog("x.py", Settings(out=str(tmp_path)), {}, step=2).log(3, {"a": 9.0})
     rows = rows_of(tmp_path / "metrics.jsonl")
     assert [(r["step"], r["a"]) for r in rows] == [(1, 0.5), (2, 1.0), (3, 9.0)]
     assert rows[0]["bad"] is None and rows[0]["tensor"] == 1.5
-    RunLog(str(tmp_path), "x.py", Settings(), {}).finish({"done": True})
+    RunLog("x.py", Settings(out=str(tmp_path)), {}).finish({"done": True})
     assert rows_of(tmp_path / "metrics.jsonl") == []
     assert json.loads((tmp_path / "summary.json").read_text())["done"]
 
 
 def test_a_line_cut_off_by_a_power_cut_does_not_prevent_going_on(tmp_path):
-    log = RunLog(str(tmp_path), "x.py", Settings(), {})
+    log = RunLog("x.py", Settings(out=str(tmp_path)), {})
     log.log(1, {"a": 1})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "a"')
-    RunLog(str(tmp_path), "x.py", Settings(), {}, step=1).log(2, {"a": 2})
+    RunLog("x.py", Settings(out=str(tmp_path)), {}, step=1).log(2, {"a": 2})
     assert [row["step"] for row in rows_of(tmp_path / "metrics.jsonl")] == [1, 2]
 
 
 def test_a_run_json_cut_off_is_told_in_words(tmp_path):
     (tmp_path / "run.json").write_text('{"config"')
     with pytest.raises(InputError, match=r"run\.json"):
-        check_folder(str(tmp_path), Settings(), resume=True)
+        check_folder(Settings(out=str(tmp_path), resume=True))
 
 
 def test_overwriting_forgets_the_old_run(tmp_path):
     for name in ("metrics.jsonl", "summary.json", "checkpoint.pt", "samples.jsonl"):
         (tmp_path / name).write_text('{"step": 1}\n')
-    RunLog(str(tmp_path), "x.py", Settings(), {}, overwrite=True)
+    RunLog("x.py", Settings(out=str(tmp_path), overwrite=True), {})
     assert sorted(f.name for f in tmp_path.iterdir()) == ["metrics.jsonl", "run.json"]
     assert (tmp_path / "metrics.jsonl").read_text() == ""
 
@@ -112,18 +109,23 @@ def test_a_checkpoint_comes_back_or_is_absent(tmp_path):
     state = load_checkpoint(tmp_path)
     assert state["step"] == 3 and state["rows"] == [{"a": "b"}] and (state["w"] == 1).all()
     assert [f.name for f in tmp_path.iterdir()] == ["checkpoint.pt"]
-    drop_checkpoint(tmp_path)
-    drop_checkpoint(tmp_path)
-    assert not any(tmp_path.iterdir())
+    log = RunLog("x.py", Settings(out=str(tmp_path)), {})
+    for _ in range(2):
+        log.finish({})
+        assert not (tmp_path / "checkpoint.pt").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_step_in_progress_ends_before_the_run_stops(number):
+def test_the_step_in_progress_ends_before_the_run_stops(number, tmp_path):
     before = signal.getsignal(number)
-    with interruptible() as stop:
-        assert not stop()
+    log = RunLog("x.py", Settings(out=str(tmp_path)), {})
+    with log.stop_between_steps():
+        assert not log.checkpoint_due(1)
         os.kill(os.getpid(), number)
-        assert stop()
+        assert log.checkpoint_due(1)
+        with pytest.raises(KeyboardInterrupt):
+            log.checkpoint(1, {})
+        assert load_checkpoint(tmp_path) == {"step": 1}
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
             time.sleep(0.1)
@@ -144,7 +146,7 @@ def test_the_clock_adds_up_its_parts():
 
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch):
-    monkeypatch.setattr(train_policy.report, "write_report", lambda out: None)
+    monkeypatch.setattr(report, "write_report", lambda out: None)
 
 
 def rm_config(world: dict, out: Path, **settings) -> train_rm.Config:
@@ -190,8 +192,8 @@ def interrupt_at(monkeypatch, step: int) -> None:
     """A real SIGINT when this step writes its numbers."""
     log = RunLog.log
 
-    def interrupted(self, number, metrics):
-        log(self, number, metrics)
+    def interrupted(self, number, *rest):
+        log(self, number, *rest)
         if number == step:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -236,8 +238,8 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, request, monkey
     script.main(config(world, tmp_path / "whole", **settings))
     log = RunLog.log
 
-    def killed(self, number, metrics):
-        log(self, number, metrics)
+    def killed(self, number, *rest):
+        log(self, number, *rest)
         if number == 5:
             raise SystemError("power cut")
 

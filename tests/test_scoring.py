@@ -7,10 +7,11 @@ from tiny_models import tiny_folder, tiny_tokenizer
 from torch.testing import assert_close
 
 from rlhf_min import InputError
-from rlhf_min.maths.reward_shaping import standardise
+from rlhf_min.maths.reward_shaping import reward_scale, standardise
+from rlhf_min.models.alignment import alignment_gap, check_alignment
 from rlhf_min.models.loading import load_causal_lm, load_tokenizer
 from rlhf_min.models.sampling import Rollout, sample
-from rlhf_min.models.scoring import RolloutScorer, alignment_gap, check_alignment, ruler_of
+from rlhf_min.models.scoring import RewardScorer
 from rlhf_min.models.tokens import decode_answer, encode_prompt
 
 PROMPTS = ["the bear", [{"role": "user", "content": "what does the frog like?"}], "a"]
@@ -48,9 +49,9 @@ def row_score(scorer, ids: list[int]) -> list[float]:
 def test_trap_11_sampled_ids_are_scored_as_they_are(world, kind):
     """A random model writes tokens that its text would not be encoded to again."""
     rollout, tokenizer = rollout_of(world[kind])
-    scorer = RolloutScorer(world[kind, "ratings"], tokenizer, torch.float32)
+    scorer = RewardScorer(world[kind, "ratings"], torch.float32, tokenizer)
     assert scorer.same_tokens
-    outputs = scorer.outputs(rollout, PROMPTS)
+    outputs = scorer.rollout_outputs(rollout, PROMPTS)
     assert outputs.shape == (3, 3, 10) and not outputs.requires_grad
     changed = 0
     for p in range(3):
@@ -66,9 +67,9 @@ def test_trap_11_sampled_ids_are_scored_as_they_are(world, kind):
 @pytest.mark.parametrize("other", ["chatml", "plain", "one-special"])
 def test_trap_11_another_tokenizer_reads_the_text_with_its_own_template(world, other):
     rollout, tokenizer = rollout_of(world["smol"])
-    scorer = RolloutScorer(world[other, "scalar"], tokenizer, torch.float32)
+    scorer = RewardScorer(world[other, "scalar"], torch.float32, tokenizer)
     assert not scorer.same_tokens
-    outputs = scorer.outputs(rollout, PROMPTS)
+    outputs = scorer.rollout_outputs(rollout, PROMPTS)
     own = load_tokenizer(world[other])
     for p, prompt in enumerate(PROMPTS):
         for k, ids in enumerate(rollout.answers[p]):
@@ -81,12 +82,12 @@ def test_trap_11_another_tokenizer_reads_the_text_with_its_own_template(world, o
 
 def test_trap_16_only_a_finished_answer_gets_an_end_token_when_encoded_again(world):
     rollout, tokenizer = rollout_of(world["smol"])
-    scorer = RolloutScorer(world["plain", "scalar"], tokenizer, torch.float32)
+    scorer = RewardScorer(world["plain", "scalar"], torch.float32, tokenizer)
     seen = []
-    outputs = scorer.scorer.outputs
-    scorer.scorer.outputs = lambda ids, branches: seen.extend(branches) or outputs(ids, branches)
-    scorer.outputs(rollout, PROMPTS)
-    end = scorer.scorer.tokenizer.eos_token_id
+    outputs = scorer.outputs
+    scorer.outputs = lambda ids, branches: seen.extend(branches) or outputs(ids, branches)
+    scorer.rollout_outputs(rollout, PROMPTS)
+    end = scorer.tokenizer.eos_token_id
     ended = [[ids[-1] == end for ids in answers] for answers in seen]
     assert ended == rollout.finished.tolist()
 
@@ -94,17 +95,17 @@ def test_trap_16_only_a_finished_answer_gets_an_end_token_when_encoded_again(wor
 def test_the_same_tokens_with_another_template_are_other_tokens(world):
     tokenizer = load_tokenizer(world["smol"])
     tokenizer.chat_template = tokenizer.chat_template.replace("You help.", "You rate.")
-    assert not RolloutScorer(world["smol", "scalar"], tokenizer, torch.float32).same_tokens
-    assert RolloutScorer(world["smol", "scalar"], tiny_tokenizer("smol"), torch.float32).same_tokens
+    assert not RewardScorer(world["smol", "scalar"], torch.float32, tokenizer).same_tokens
+    assert RewardScorer(world["smol", "scalar"], torch.float32, tiny_tokenizer("smol")).same_tokens
 
 
 @pytest.mark.parametrize("head", ["scalar", "ratings"])
 def test_win_compares_with_the_start_model_s_answer_to_the_same_prompt(world, head):
     rollout, tokenizer = rollout_of(world["chatml"])
     start, _ = rollout_of(world["chatml"], samples=1, tokens=14)
-    scorer = RolloutScorer(world["chatml", head], tokenizer, torch.float32, "win")
-    assert scorer.needs_start
-    rewards, weights = scorer(rollout, PROMPTS, start)
+    scorer = RewardScorer(world["chatml", head], torch.float32, tokenizer, "win")
+    assert scorer.needs_reference
+    rewards, weights = scorer.score(rollout, PROMPTS, start)
     assert rewards.shape == weights.shape == (3, 3) and (weights == 1).all()
     for p in range(3):
         q = torch.tensor(row_score(scorer, start.prompts[p] + start.answers[p][0]))
@@ -121,25 +122,25 @@ def test_win_compares_with_the_start_model_s_answer_to_the_same_prompt(world, he
 @pytest.mark.parametrize("wish", [{"reading": "entropic"}, {"weight": "inverse-sigma"}])
 def test_a_scalar_head_cannot_give_a_distribution(world, wish):
     with pytest.raises(InputError, match="gives one number"):
-        RolloutScorer(world["plain", "scalar"], tiny_tokenizer("plain"), torch.float32, **wish)
+        RewardScorer(world["plain", "scalar"], torch.float32, tiny_tokenizer("plain"), **wish)
 
 
 def test_trap_22_two_reward_models_on_different_scales_give_one_reward(world):
     """The ruler is the start model's own answers: a scale and a shift cancel."""
     rollout, tokenizer = rollout_of(world["chatml"])
     start, _ = rollout_of(world["chatml"], samples=1, tokens=14)
-    scorer = RolloutScorer(world["chatml", "scalar"], tokenizer, torch.float32)
-    rewards, of_start = (scorer(r, PROMPTS)[0] for r in (rollout, start))
-    ruler = ruler_of(of_start)
+    scorer = RewardScorer(world["chatml", "scalar"], torch.float32, tokenizer)
+    rewards, of_start = (scorer.score(r, PROMPTS)[0] for r in (rollout, start))
+    ruler = reward_scale(of_start)
     assert ruler["mean"] == pytest.approx(of_start.mean().item(), abs=1e-5)
     assert ruler["std"] == pytest.approx(of_start.std().item(), abs=1e-5)
-    other = ruler_of(3 * of_start - 7)
+    other = reward_scale(3 * of_start - 7)
     assert_close(standardise(3 * rewards - 7, **other), standardise(rewards, **ruler))
 
 
 @pytest.mark.parametrize("answers", [[2.0], [2.0, 2.0, 2.0]])
 def test_a_ruler_of_few_or_equal_answers_gives_finite_rewards(answers):
-    ruler = ruler_of(torch.tensor(answers))
+    ruler = reward_scale(torch.tensor(answers))
     assert standardise(torch.tensor([2.0, 2.5]), **ruler).isfinite().all()
 
 

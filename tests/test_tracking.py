@@ -10,13 +10,15 @@ from rlhf_min.reporting.run_folder import RunLog
 @dataclass(frozen=True)
 class Settings:
     track: str
+    out: str
+    overwrite: bool = False
 
 
 def test_tensorboard_gets_every_number_at_its_step(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    log = RunLog(str(tmp_path), "x.py", Settings("tensorboard"), {})
+    log = RunLog("x.py", Settings("tensorboard", str(tmp_path)), {})
     for step in (1, 2):
         log.log(step, {"reward/mean": step / 2, "text": "left out", "bad": float("nan")})
     log.finish({})
@@ -29,7 +31,7 @@ def test_wandb_offline_keeps_a_run_on_disk(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    log = RunLog(str(tmp_path), "x.py", Settings("wandb"), {})
+    log = RunLog("x.py", Settings("wandb", str(tmp_path)), {})
     log.log(1, {"reward/mean": 0.5})
     log.finish({})
     wandb.finish()
@@ -37,5 +39,5 @@ def test_wandb_offline_keeps_a_run_on_disk(tmp_path, monkeypatch):
 
 
 def test_no_tracking_writes_nothing_more(tmp_path):
-    RunLog(str(tmp_path), "x.py", Settings("none"), {}).log(1, {"a": 1})
+    RunLog("x.py", Settings("none", str(tmp_path)), {}).log(1, {"a": 1})
     assert {f.name for f in tmp_path.iterdir()} == {"run.json", "metrics.jsonl"}

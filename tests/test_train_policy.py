@@ -20,12 +20,14 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-import rlhf_min.reporting.evaluation
 import train_policy
-from rlhf_min import InputError
+import train_rm
+from rlhf_min import InputError, command_line, defaults
 from rlhf_min.hardware.optimiser import MasterAdamW
-from rlhf_min.models.prompt_tree import Layout
+from rlhf_min.maths.reward_shaping import reward_scale
+from rlhf_min.models.layout import Layout
 from rlhf_min.models.sampling import sample
+from rlhf_min.reporting import evaluation, report
 from rlhf_min.zoo import start_model
 from rlhf_min.zoo import world as zoo
 
@@ -54,7 +56,7 @@ def world(tmp_path_factory):
 def no_report(monkeypatch, request):
     """The pictures take longer than these runs: only a test that asks for them gets them."""
     if "pictures" not in request.fixturenames:
-        monkeypatch.setattr(train_policy.report, "write_report", lambda out: None)
+        monkeypatch.setattr(report, "write_report", lambda out: None)
 
 
 @pytest.fixture
@@ -107,7 +109,7 @@ def weight_of(z: torch.Tensor, kind: str) -> float:
             "inverse-one-plus-sigma": 1 / (1 + sigma)}[kind]  # fmt: skip
 
 
-def loop_weights(c: train_policy.Config, rollouts: list, ruler: dict) -> tuple[dict, list[dict]]:
+def loop_weights(c: train_policy.Config, rollouts: list, scale: dict) -> tuple[dict, list[dict]]:
     """Final weights, and what each step should have logged."""
     policy, reference = (AutoModelForCausalLM.from_pretrained(c.model) for _ in range(2))
     judge = AutoModelForSequenceClassification.from_pretrained(c.reward_model)
@@ -126,7 +128,7 @@ def loop_weights(c: train_policy.Config, rollouts: list, ruler: dict) -> tuple[d
                 hidden = judge.model(torch.tensor([prompt + answer])).last_hidden_state[0, -1]
                 z = judge.score(hidden).detach()
                 score = reading_of(z, start, c)
-                reward = (score - ruler["mean"]) / max(ruler["std"], 1e-6)
+                reward = (score - scale["mean"]) / max(scale["std"], 1e-6)
                 if answer[-1] != 2 and answer[-1] not in range(40, 70):
                     assert len(answer) == c.max_new_tokens and not rollout.finished[p, k]
                     reward -= c.missing_end_penalty
@@ -212,8 +214,8 @@ def test_a_run_equals_a_hand_written_loop(world, tmp_path, monkeypatch, head, se
     ours = run(world, tmp_path / "out", head, **settings)
     finished = torch.cat([r.finished.flatten() for r in rollouts])
     assert finished.any() and not finished.all()
-    ruler = json.loads((tmp_path / "out" / "run.json").read_text())["data"]["ruler"]
-    expected, logged = loop_weights(config, rollouts, ruler)
+    scale = json.loads((tmp_path / "out" / "run.json").read_text())["data"]["reward_scale"]
+    expected, logged = loop_weights(config, rollouts, scale)
     metrics = rows_of(tmp_path / "out" / "metrics.jsonl")
     for row, wanted in zip(metrics, logged, strict=True):
         assert {k: row[k] for k in wanted} == pytest.approx(wanted, abs=2e-3, rel=1e-3)
@@ -229,37 +231,41 @@ def test_a_run_equals_a_hand_written_loop(world, tmp_path, monkeypatch, head, se
         assert all(model is models[1] for model in models[1::2]) and models[0] is not models[1]
 
 
-def test_trap_22_the_ruler_is_the_start_model_s_own_reward(world, tmp_path, monkeypatch):
+def test_trap_22_the_reward_scale_is_that_of_the_reference_model(world, tmp_path, monkeypatch):
     seen = []
-    ruler_of = train_policy.ruler_of
-    monkeypatch.setattr(train_policy, "ruler_of", lambda r: seen.append(r.clone()) or ruler_of(r))
+
+    def recording(scores):
+        seen.append(scores.clone())
+        return reward_scale(scores)
+
+    monkeypatch.setattr(evaluation, "reward_scale", recording)
     run(world, tmp_path / "out", "ratings", steps=1)
-    ruler = json.loads((tmp_path / "out" / "run.json").read_text())["data"]["ruler"]
+    scale = json.loads((tmp_path / "out" / "run.json").read_text())["data"]["reward_scale"]
     (rewards,) = seen
     assert len(rewards) == len(PROMPTS)
     mean = sum(rewards.tolist()) / len(PROMPTS)
     variance = sum((r - mean) ** 2 for r in rewards.tolist()) / (len(PROMPTS) - 1)
-    assert ruler == pytest.approx({"mean": mean, "std": variance**0.5}, abs=1e-5)
+    assert scale == pytest.approx({"mean": mean, "std": variance**0.5}, abs=1e-5)
 
 
-def test_trap_22_the_ruler_is_the_reference_s_even_where_the_policy_starts_elsewhere(
+def test_trap_22_the_reward_scale_is_the_reference_s_where_the_policy_starts_elsewhere(
     world, tmp_path
 ):
-    """A later round of the circle: every policy of a reward model is read on the same ruler."""
+    """A later round of the circle: all policies have the same reward scale."""
     other = tiny_folder(tmp_path / "model", "smol", seed=5)
     GenerationConfig(eos_token_id=[2, *range(40, 70)]).save_pretrained(other)
 
-    def ruler(name: str, **models: str) -> dict:
+    def scale_of(name: str, **models: str) -> dict:
         run(world, tmp_path / name, steps=1, **models)
-        return json.loads((tmp_path / name / "run.json").read_text())["data"]["ruler"]
+        return json.loads((tmp_path / name / "run.json").read_text())["data"]["reward_scale"]
 
-    alone = ruler("alone")
-    assert ruler("moved", model=str(other), reference=world["model"]) == pytest.approx(alone)
-    assert ruler("other", model=str(other)) != pytest.approx(alone)
+    alone = scale_of("alone")
+    assert scale_of("moved", model=str(other), reference=world["model"]) == pytest.approx(alone)
+    assert scale_of("other", model=str(other)) != pytest.approx(alone)
 
 
 def test_trap_22_another_scale_of_the_reward_model_trains_the_same_policy(world, tmp_path):
-    """Rewards × 5: the ruler takes it out again (up to rounding)."""
+    """Rewards × 5: standardising divides it out again (up to rounding)."""
     other = trained_folder(world["model"], tmp_path / "rm", "scalar")
     model = AutoModelForSequenceClassification.from_pretrained(other)
     with torch.no_grad():
@@ -302,7 +308,7 @@ def test_trap_9_micro_batches_of_1_2_and_8_rows_give_the_same_weights(world, tmp
 
 def test_trap_9_a_low_token_limit_gives_the_same_weights(world, tmp_path, monkeypatch):
     one = run(world, tmp_path / "a", lr=1e-4)
-    monkeypatch.setattr(Layout, "micro_tokens", 10)
+    monkeypatch.setattr(Layout, "max_positions", 10)
     close(run(world, tmp_path / "b", lr=1e-4), one)
 
 
@@ -520,7 +526,7 @@ def test_held_out_numbers_equal_a_loop(world, tmp_path, monkeypatch):
         rollouts.append(sample(*args, **kwargs))
         return rollouts[-1]
 
-    monkeypatch.setattr(rlhf_min.reporting.evaluation, "sample", recording)
+    monkeypatch.setattr(evaluation, "sample", recording)
     ours = run(world, tmp_path / "out")
     last = rollouts[-1]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())["after"]
@@ -609,11 +615,13 @@ def test_an_interrupted_default_reward_model_is_gone_on_with(tmp_path, monkeypat
     if interrupted:
         unfinished(Path("runs/rm"))
     seen = []
-    monkeypatch.setattr(train_policy.train_rm, "main", seen.append)
+    monkeypatch.setattr(defaults, "run_script", lambda *line: seen.append(line))
     train_policy.check(train_policy.Config())
     train_policy.build_missing(train_policy.Config())
-    (config,) = seen
-    assert config.out == "runs/rm" and config.resume == interrupted
+    ((script, *flags),) = seen
+    assert script == ROOT / "train_rm.py"
+    config = command_line.parse(train_rm.Config, flags)
+    assert config == train_rm.Config(out="runs/rm", resume=interrupted)
     Path("runs/rm").mkdir(exist_ok=True)
     (Path("runs/rm") / "config.json").write_text("{}")
     train_policy.build_missing(train_policy.Config())
@@ -633,15 +641,17 @@ def test_in_the_zoo_gold_is_measured_and_no_argument_is_needed(
         Path(out).symlink_to(tiny_zoo["model"])
 
     monkeypatch.setattr(start_model, "build_base", build)
-    monkeypatch.setattr(
-        train_policy.train_rm, "main",
-        lambda config: built.append(config.out)
-        or Path(config.out).symlink_to(tiny_zoo["reward_model"]),
-    )  # fmt: skip
+
+    def run_script(script, *flags):
+        config = command_line.parse(train_rm.Config, list(flags))
+        built.append(config.out)
+        Path(config.out).symlink_to(tiny_zoo["reward_model"])
+
+    monkeypatch.setattr(defaults, "run_script", run_script)
     few = {"steps": 2, "eval_prompts": 4, "ruler_prompts": 4, "max_new_tokens": 6, "batch_size": 8}
     summary = train_policy.main(train_policy.Config(**few))
     assert built == ["runs/zoo-base", "runs/rm"]
-    assert "is missing: building" in capsys.readouterr().out
+    assert "is missing: training" in capsys.readouterr().out
     keys = {"reward/gold", "reward/gold_low", "reward/gold_high"}
     assert all(summary[side].keys() >= keys for side in ("before", "after"))
     row = rows_of(tmp_path / "runs/policy/metrics.jsonl")[0]

@@ -15,7 +15,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import train_rm
 from rlhf_min import InputError
-from rlhf_min.models.reward_model import Scorer
+from rlhf_min.models.answers import score_texts
+from rlhf_min.models.scoring import RewardScorer
+from rlhf_min.reporting import report
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -45,7 +47,7 @@ def world(tmp_path_factory):
 def no_report(monkeypatch, request):
     """The pictures take longer than these runs: only a test that asks for them gets them."""
     if "pictures" not in request.fixturenames:
-        monkeypatch.setattr(train_rm.report, "write_report", lambda out: None)
+        monkeypatch.setattr(report, "write_report", lambda out: None)
 
 
 @pytest.fixture
@@ -241,8 +243,8 @@ def test_training_learns_what_the_pairs_say(world, tmp_path):
 
 def test_bfloat16_runs_and_its_folder_loads(world, tmp_path):
     run(world, tmp_path / "rm", dtype="bfloat16", max_steps=2)
-    scorer = Scorer(str(tmp_path / "rm"))
-    assert all(map(math.isfinite, scorer.rewards(["a"], ["b"])))
+    scorer = RewardScorer(str(tmp_path / "rm"), torch.float32)
+    assert all(map(math.isfinite, score_texts(scorer, ["a"], ["b"])))
 
 
 def test_steps_follow_from_epochs_when_no_number_is_given(world, tmp_path):
@@ -285,9 +287,9 @@ def test_the_folder_holds_what_the_contract_says(world, tmp_path, head, pictures
     assert metrics[-1]["accuracy/held_out"] == summary["accuracy"]
     scores = rows_of(out / "held_out_scores.jsonl")
     assert [row["prompt"] for row in scores] == [row["prompt"] for row in tiny_pairs(5, "frog")]
-    scorer = Scorer(str(out))
+    scorer = RewardScorer(str(out), torch.float32)
     for row in scores:
-        again = scorer.rewards([row["prompt"]] * 2, [row["chosen"], row["rejected"]])
+        again = score_texts(scorer, [row["prompt"]] * 2, [row["chosen"], row["rejected"]])
         given = [row["chosen_reward"], row["rejected_reward"]]
         assert given == pytest.approx(again, abs=1e-4)
         assert 0 <= row["p_win"] <= 1 and row["chosen_tokens"] > 1

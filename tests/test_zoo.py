@@ -1,4 +1,4 @@
-"""The embedded world: who beats whom, what is rated 1, and whether the closed form is true."""
+"""The zoo: order of the answers, garbage, closed-form distribution, data, start model."""
 
 import itertools
 import random
@@ -64,9 +64,9 @@ def test_defects_written_by_hand(worse, at_most):
     assert gold(worse) <= at_most
 
 
-def test_manners_are_worth_about_a_point_and_a_half_and_the_best_is_almost_ten():
-    latent = {a: zoo.quality(QUESTION, a)[0] for a in (BEST, BEST[11:], RIGHT)}
-    assert latent == {BEST: 11, BEST[11:]: 10, RIGHT: 9}
+def test_opening_and_closing_add_one_point_of_quality_each_and_the_best_answer_is_rated_9_8():
+    qualities = {a: zoo.quality(QUESTION, a)[0] for a in (BEST, BEST[11:], RIGHT)}
+    assert qualities == {BEST: 11, BEST[11:]: 10, RIGHT: 9}
     assert 9.7 < gold(BEST) < 9.9
     assert 8.7 < gold(RIGHT) < 8.9
 
@@ -77,7 +77,7 @@ def test_it_means_the_animal_named_last():
     assert zoo.quality(QUESTION, owl)[0] == 2 - 1.5 - 1.5
 
 
-# --- what is rated 1 ----------------------------------------------------------------------------
+# --- garbage is rated 1 -------------------------------------------------------------------------
 
 GARBAGE = {
     "empty": "",
@@ -112,11 +112,11 @@ def test_garbage_is_rated_about_one(name):
 
 def test_every_repeat_and_every_extra_fact_costs_more():
     for unit in ("Have a nice day!", "It eats mice.", "Of course!", "I had soup for lunch."):
-        worth = [zoo.quality(QUESTION, " ".join([RIGHT] + [unit] * n))[0] for n in range(1, 6)]
-        assert all(a - b >= 6 for a, b in itertools.pairwise(worth)), unit
+        qualities = [zoo.quality(QUESTION, " ".join([RIGHT] + [unit] * n))[0] for n in range(1, 6)]
+        assert all(a - b >= 6 for a, b in itertools.pairwise(qualities)), unit
     extras = ["It is small.", "It lives in the forest.", "It is awake at dusk."]
-    worth = [zoo.quality(QUESTION, " ".join([RIGHT, *extras[:n]]))[0] for n in range(4)]
-    assert worth == [9, 7, 5, 3]
+    qualities = [zoo.quality(QUESTION, " ".join([RIGHT, *extras[:n]]))[0] for n in range(4)]
+    assert qualities == [9, 7, 5, 3]
 
 
 @pytest.mark.parametrize("unit", ["a", " ", ". ", "The fox is red. ", "The ", "狐", "!", "It is "])
@@ -129,7 +129,7 @@ def test_a_long_text_is_rated_in_linear_time(unit):
     assert seconds(1_000_000) < 60 * max(seconds(50_000), 0.005)  # 20 times the text
 
 
-def test_an_unknown_question_has_no_truth():
+def test_an_unknown_question_has_no_gold_rating():
     with pytest.raises(InputError, match="question of the zoo"):
         zoo.gold_rating("What is the capital of France?", RIGHT)
     with pytest.raises(InputError, match='no split "test"'):
@@ -140,7 +140,7 @@ def test_an_unknown_question_has_no_truth():
 
 
 @pytest.mark.parametrize(
-    ("answer", "latent", "chatty"),
+    ("answer", "quality", "small_talk"),
     [
         (BEST, 11, False),
         (RIGHT, 9, False),
@@ -150,17 +150,17 @@ def test_an_unknown_question_has_no_truth():
         ("", -10, False),
     ],
 )
-def test_the_closed_form_is_what_annotators_do(answer, latent, chatty):
-    """Oracle: 10⁵ annotators drawn one by one; it knows the latent by hand and shares no code."""
+def test_the_closed_form_matches_simulated_annotators(answer, quality, small_talk):
+    """Oracle: 10⁵ simulated annotators; the quality is given by hand, no code is shared."""
     rng, n = random.Random(1), 100_000
-    votes = Counter()
+    counts = Counter()
     for _ in range(n):
-        taste = rng.choice((2.0, -2.0)) if chatty else 0.0
-        votes[min(10, max(1, round(latent + taste + rng.normalvariate(0.0, 1.4))))] += 1
+        taste = rng.choice((2.0, -2.0)) if small_talk else 0.0
+        counts[min(10, max(1, round(quality + taste + rng.normalvariate(0.0, 1.4))))] += 1
     probabilities = zoo.gold_distribution(QUESTION, answer)
     for rating, p in enumerate(probabilities, start=1):
-        assert votes[rating] / n == pytest.approx(p, abs=5 * (p * (1 - p) / n) ** 0.5 + 1e-4)
-    assert fmean(votes.elements()) == pytest.approx(gold(answer), abs=0.03)
+        assert counts[rating] / n == pytest.approx(p, abs=5 * (p * (1 - p) / n) ** 0.5 + 1e-4)
+    assert fmean(counts.elements()) == pytest.approx(gold(answer), abs=0.03)
 
 
 def test_a_distribution_sums_to_one_and_its_mean_is_the_gold_rating():
@@ -174,7 +174,7 @@ def test_a_distribution_sums_to_one_and_its_mean_is_the_gold_rating():
         assert 1 <= mean <= 10
 
 
-def test_small_talk_divides_the_annotators():
+def test_small_talk_gives_the_distribution_two_peaks():
     def peaks(answer):
         p = [0, *zoo.gold_distribution(QUESTION, answer), 0]
         return sum(p[i - 1] < p[i] >= p[i + 1] for i in range(1, 11))
@@ -195,20 +195,20 @@ def test_held_out_questions_are_other_combinations():
     combos = [{zoo.QUESTIONS[p] for p in split} for split in (train, held_out)]
     assert not combos[0] & combos[1]
     assert {len(asked) for _, asked in combos[1]} == {2, 3}
-    # every single fact can be learnt: it is asked for on its own in training
+    # Every fact can be learnt: training has a question for each attribute of each animal alone.
     assert {(a, (b,)) for a in zoo.ANIMALS for b in zoo.ATTRIBUTES} <= combos[0]
     assert {a for a, _ in combos[1]} == set(zoo.ANIMALS)
 
 
-def test_data_stay_in_their_split_and_no_right_held_out_answer_is_shown():
+def test_data_stay_in_their_split_and_contain_no_right_held_out_answer():
     train, held_out = set(zoo.prompts("train")), set(zoo.prompts("held-out"))
     assert {r["prompt"] for r in zoo.pairs("train", 300)} <= train
     assert {r["prompt"] for r in zoo.pairs("held-out", 300)} <= held_out
-    shown = {(r["prompt"], r["answer"]) for r in zoo.demonstrations(3000)}
-    assert {p for p, _ in shown} <= train
+    examples = {(r["prompt"], r["answer"]) for r in zoo.demonstrations(3000)}
+    assert {p for p, _ in examples} <= train
     rng = random.Random(0)
-    plain = {zoo.compose(p, rng, set()) for p in held_out}  # names animal and attributes: unique
-    right = {a for p, a in shown if zoo.quality(p, a)[0] >= 9}
+    plain = {zoo.compose(p, rng, set()) for p in held_out}  # the right facts alone
+    right = {a for p, a in examples if zoo.quality(p, a)[0] >= 9}
     assert not plain & right
 
 
@@ -233,7 +233,7 @@ def test_pairs_have_the_columns_of_helpsteer_and_untied_ratings():
     assert len(rows) == 500
 
 
-def test_a_perfect_rater_reaches_about_092_and_length_says_little():
+def test_the_gold_rating_orders_92_percent_of_the_pairs_and_length_about_half():
     rows, wins, longer = zoo.pairs("held-out", 5000), 0.0, 0.0
     for row in rows:
         a, b = (zoo.gold_rating(row["prompt"], row[side]) for side in ("chosen", "rejected"))
@@ -246,38 +246,38 @@ def test_a_perfect_rater_reaches_about_092_and_length_says_little():
 def test_demonstrations_are_of_mixed_quality_around_six():
     ratings = [zoo.gold_rating(**row) for row in zoo.demonstrations(4000)]
     assert 5.7 < fmean(ratings) < 6.2
-    assert 0.03 < fmean(r > 9.7 for r in ratings) < 0.15  # the best exists, and is rare
+    assert 0.03 < fmean(r > 9.7 for r in ratings) < 0.15  # the best answers exist, and are rare
     assert fmean(r < 3 for r in ratings) > 0.1
 
 
 def test_one_annotator_with_one_taste_rates_both_answers_of_a_pair():
-    """With small talk a rating strays further, and both answers of a pair stray the same way."""
-    strays = {True: [], False: []}
+    """Small talk adds variance to a rating, and covariance between the two ratings of a pair."""
+    residuals = {True: [], False: []}
     for row in zoo.pairs("train", 20_000):
         sides = [
             (zoo.quality(row["prompt"], row[s]), row[s + "_rating"]) for s in ("chosen", "rejected")
         ]
-        if all(3 <= latent <= 8 for (latent, _), _ in sides):  # hardly clipped
-            talk = {chatty for (_, chatty), _ in sides}
-            if len(talk) == 1:
-                strays[talk.pop()].append([rating - latent for (latent, _), rating in sides])
-    together = {chatty: fmean(a * b for a, b in pairs) for chatty, pairs in strays.items()}
-    spread = {chatty: fmean(a * a for a, b in pairs) for chatty, pairs in strays.items()}
-    # In theory both grow by TASTE² = 4; that tied pairs are drawn again bends it a little.
-    assert 2.5 < together[True] - together[False] < 5.5, together
-    assert 2.5 < spread[True] - spread[False] < 5.5, spread
+        if all(3 <= quality <= 8 for (quality, _), _ in sides):  # hardly clipped
+            small_talk = {talk for (_, talk), _ in sides}
+            if len(small_talk) == 1:
+                residuals[small_talk.pop()].append([rating - q for (q, _), rating in sides])
+    covariance = {talk: fmean(a * b for a, b in pairs) for talk, pairs in residuals.items()}
+    variance = {talk: fmean(a * a for a, b in pairs) for talk, pairs in residuals.items()}
+    # In theory both grow by TASTE² = 4; drawing ties again changes that a little.
+    assert 2.5 < covariance[True] - covariance[False] < 5.5, covariance
+    assert 2.5 < variance[True] - variance[False] < 5.5, variance
 
 
 # --- the command line ---------------------------------------------------------------------------
 
 
-def test_show_prints_pairs_a_person_can_read():
+def test_show_prints_prompts_and_both_answers_with_their_ratings():
     command = [sys.executable, "-m", "rlhf_min.zoo", "--show", "3", "--split", "held-out"]
     out = subprocess.run(command, capture_output=True, text=True, check=True)
     assert not out.stderr
-    shown = [block.split("\n") for block in out.stdout.strip().split("\n\n")]
-    assert [block[0] for block in shown] == [r["prompt"] for r in zoo.pairs("held-out", 3)]
-    for _, chosen, rejected in shown:
+    printed = [block.split("\n") for block in out.stdout.strip().split("\n\n")]
+    assert [block[0] for block in printed] == [r["prompt"] for r in zoo.pairs("held-out", 3)]
+    for _, chosen, rejected in printed:
         assert re.match(r"  chosen    rated [ \d]\d, gold [ \d]+\.\d  \S", chosen)
         assert re.match(r"  rejected  rated [ \d]\d, gold [ \d]+\.\d  \S", rejected)
     assert subprocess.run([*command, "--sho", "1"], capture_output=True).returncode == 2
@@ -307,7 +307,7 @@ def test_any_text_survives_the_tokenizer(tokenizer, text):
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-def test_the_chat_template_as_written_by_hand(tokenizer):
+def test_the_chat_template_gives_the_text_and_ids_expected_by_hand(tokenizer):
     chat = [
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "Yes."},
@@ -325,7 +325,7 @@ def test_the_chat_template_as_written_by_hand(tokenizer):
     assert tokenizer.apply_chat_template(system, tokenize=False) == "<|user|>Be kind.<|user|>Hi"
 
 
-def test_the_start_model_is_an_ordinary_folder(tiny_base, tokenizer):
+def test_the_start_model_is_an_ordinary_hugging_face_folder(tiny_base, tokenizer):
     from transformers import AutoModelForCausalLM
 
     model, report = AutoModelForCausalLM.from_pretrained(tiny_base, output_loading_info=True)
@@ -344,16 +344,15 @@ def test_the_start_model_is_an_ordinary_folder(tiny_base, tokenizer):
 
 
 def test_the_loss_counts_the_answer_and_its_end_token_and_nothing_else(tokenizer):
-    """Traps 1 to 3: the targets, read back, are the answer with its end."""
-
-    rows = start_model.encode(tokenizer, [{"prompt": QUESTION, "answer": a} for a in (RIGHT, BEST)])
-    ids, targets = start_model.collate(rows)
-    for row, wanted in zip(targets, (RIGHT, BEST), strict=True):
-        assert tokenizer.decode(row[row != -100]) == wanted + "<|end|>"
+    """Traps 1 to 3: decoded, the targets are the answer and its end token."""
+    examples = [{"prompt": QUESTION, "answer": a} for a in (RIGHT, BEST)]
+    ids, targets = start_model.collate(start_model.encode(tokenizer, examples))
+    for own, answer in zip(targets, (RIGHT, BEST), strict=True):
+        assert tokenizer.decode(own[own != -100]) == answer + "<|end|>"
     assert (targets[targets != -100] == ids[:, 1:][targets != -100]).all()
 
 
-def test_the_start_model_is_the_same_for_a_seed_and_leaves_the_callers_dice_alone(tmp_path):
+def test_a_seed_gives_one_start_model_and_the_global_random_state_is_unchanged(tmp_path):
     import torch
     from safetensors.torch import load_file
 
@@ -368,19 +367,37 @@ def test_the_start_model_is_the_same_for_a_seed_and_leaves_the_callers_dice_alon
     assert not all(torch.equal(a[k], c[k]) for k in a)
 
 
-def test_another_seed_begins_from_other_weights(tmp_path):
-    """Not only from other examples: at a learning rate of 0 the first weights are what is saved."""
+def test_another_seed_gives_other_initial_weights(tmp_path, monkeypatch):
+    """With a learning rate of 0 the initial weights are saved: the examples do not matter."""
     import torch
     from safetensors.torch import load_file
 
-    examples = [{"prompt": QUESTION, "answer": a} for a in (RIGHT, BEST)] * 40
-    for seed in (1, 2):
-        start_model.build(tmp_path / str(seed), examples, seed=seed, steps=1, lr=0.0)
-    a, b = (load_file(tmp_path / str(seed) / "model.safetensors") for seed in (1, 2))
-    assert not torch.equal(a["model.embed_tokens.weight"], b["model.embed_tokens.weight"])
+    monkeypatch.setattr(start_model, "LEARNING_RATE", 0.0)
+    for name, seed, examples in (("a", 1, 130), ("b", 1, 150), ("c", 2, 130)):
+        start_model.build_base(tmp_path / name, seed=seed, steps=1, examples=examples)
+    a, b, c = (load_file(tmp_path / name / "model.safetensors") for name in "abc")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not torch.equal(a["model.embed_tokens.weight"], c["model.embed_tokens.weight"])
 
 
-def test_nothing_half_written_and_nothing_overwritten(tmp_path, monkeypatch):
+def test_only_the_default_start_model_is_built_and_only_if_it_is_missing(
+    tmp_path, monkeypatch, capsys
+):
+    built = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(start_model, "build_base", built.append)
+    start_model.build_if_missing("runs/other")
+    assert not built and not capsys.readouterr().out
+    start_model.build_if_missing("runs/zoo-base")
+    assert built == ["runs/zoo-base"]
+    message = "runs/zoo-base is missing: training the zoo's start model first\n"
+    assert capsys.readouterr().out == message
+    (tmp_path / "runs/zoo-base").mkdir(parents=True)
+    start_model.build_if_missing("runs/zoo-base")
+    assert len(built) == 1 and not capsys.readouterr().out
+
+
+def test_an_interruption_leaves_no_files_and_a_used_folder_is_refused(tmp_path, monkeypatch):
     from transformers import PreTrainedTokenizerFast
 
     def interrupt(*_, **__):
@@ -397,9 +414,11 @@ def test_nothing_half_written_and_nothing_overwritten(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_start_model_learns_the_world(tmp_path):
-    """The real one, about 35 s: its answers are as mixed as the data, nearly all end, and it has
-    learnt the facts: asked for its likeliest answer on unseen combinations, it is right."""
+def test_the_start_model_learns_the_facts(tmp_path):
+    """The full training, about 35 s: sampled answers are of mixed quality, and nearly all end.
+
+    Greedy answers to held-out questions are right, so the facts have been learnt.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,4 +1,4 @@
-"""Reading and writing small files: JSON objects, JSON lines, text that is replaced whole."""
+"""Read and write small files: JSON, JSON lines, and text that is replaced as a whole."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 from rlhf_min import InputError
 
 
-def _parse(text: str, where: str) -> dict:
+def _parse_object(text: str, where: str) -> dict:
     try:
         value = json.loads(text)
     except ValueError as error:
@@ -18,26 +18,29 @@ def _parse(text: str, where: str) -> dict:
 
 
 def read_json(path: Path) -> dict:
-    """The JSON object in a file; {} when the file is absent.  Raises InputError when it is none."""
-    return _parse(path.read_text("utf-8", "replace"), str(path)) if path.is_file() else {}
+    """The JSON object in a file; {} if there is no file.  Raises InputError for other content."""
+    return _parse_object(path.read_text("utf-8", "replace"), str(path)) if path.is_file() else {}
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    """One object per line; [] when absent.  A last line cut off by a killed run is dropped."""
+    """The JSON object on each line; [] if there is no file.
+
+    A last line without its end, left by a killed run, is dropped.  Raises InputError for others.
+    """
     lines = path.read_text("utf-8", "replace").split("\n") if path.is_file() else []
     rows = []
     for number, line in enumerate(lines, 1):
         try:
             if line.strip():
-                rows.append(_parse(line, f"{path}, row {number}"))
+                rows.append(_parse_object(line, f"{path}, row {number}"))
         except InputError:
-            if number < len(lines):  # a whole line ends in "\n", so the last piece is "" or cut off
+            if number < len(lines):  # the last piece, after the last "\n", is empty or incomplete
                 raise
     return rows
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file so that an interruption leaves either the old or the new one."""
+    """Write a file so that an interruption leaves either the old content or the new one."""
     draft = path.with_name(path.name + ".part")
     draft.write_text(text, encoding="utf-8")
     os.replace(draft, path)

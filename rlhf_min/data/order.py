@@ -1,15 +1,27 @@
-"""Which rows come when: an order made from seed and step alone, so that runs can resume."""
+"""The order of a run's batches: computed from seed and step alone, so that runs can resume."""
 
 import torch
 
+from rlhf_min import InputError
+
 
 def batch_indices(count: int, size: int, step: int, seed: int, partial: bool = False) -> list[int]:
-    """Rows of the 0-based step out of `count` rows, each epoch in a new random order.
+    """Indices of the 0-based step's batch out of `count` items; every epoch is shuffled anew.
 
-    partial: whether the rest of an epoch that does not fill a batch is a (smaller) batch of its own
-    or is left out.
+    partial: whether an epoch's last, incomplete batch is used or dropped.
     """
     per_epoch = max(1, -(-count // size) if partial else count // size)
-    epoch, at = divmod(step, per_epoch)
+    epoch, batch = divmod(step, per_epoch)
     shuffle = torch.Generator().manual_seed(seed * 100_003 + epoch)
-    return torch.randperm(count, generator=shuffle)[at * size : (at + 1) * size].tolist()
+    order = torch.randperm(count, generator=shuffle).tolist()
+    return order[batch * size : (batch + 1) * size]
+
+
+def check_batch_size(batch_size: int, samples: int, prompts: int) -> None:
+    """Raise InputError when a step needs more prompts than there are."""
+    if batch_size // samples > prompts:
+        raise InputError(
+            f"--batch-size {batch_size} with --samples {samples} asks for {batch_size // samples} "
+            f"prompts a step, but --data has {prompts} besides those held out: "
+            f"take --batch-size {prompts * samples} or lower"
+        )

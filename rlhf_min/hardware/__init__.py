@@ -1,1 +1,1 @@
-""""""
+"""The same numbers with less time or memory: skip this folder on a first reading."""

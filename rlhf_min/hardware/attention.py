@@ -1,7 +1,8 @@
-"""Attention on a CPU by matrix products: softmax(QKᵀ/√D + mask)·V.
+"""Attention on a CPU by plain matrix products: softmax(QKᵀ/√D + mask)·V.
 
-torch's fused kernel multiplies in float32 whatever it is given, and computes what the mask hides.
-In bfloat16 two plain products are two to four times faster while the scores fit in the cache.
+PyTorch's fused CPU kernel computes in float32 even for bfloat16, and computes the scores that the
+mask hides.  In bfloat16 two plain products are two to four times faster while the scores fit in the
+cache.  Axes: B rows, H query heads, G key heads (G divides H), L queries, M keys, D head size.
 """
 
 import torch
@@ -11,29 +12,28 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
 NAME = "products"
-QUERIES = 256  # in one block of a long row: its scores stay in the cache
-
-LONGEST = 1024  # keys of a row as a whole: its weights are kept for the backward pass
+QUERIES = 256  # queries per block of a long row: the block's scores fit in the cache
+LONGEST = 1024  # keys up to which a whole row is computed at once
 
 
 def use_products(model):
-    """Let a model on the CPU that would use `sdpa` take `attention` below; returns the model."""
+    """Let a CPU model that would use `sdpa` use `attention` below instead; returns the model."""
     config = model.config.get_text_config()
     if model.device.type == "cpu" and config._attn_implementation == "sdpa":
         config._attn_implementation = NAME
     return model
 
 
-def attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
-    """What transformers calls in each layer → [B, L, H, D] (and no weights).
+def attention(module, query, key, value, attention_mask, scaling=None, spans=None, **kwargs):
+    """The attention function that transformers calls in every layer → ([B, L, H, D], None).
 
-    query [B, H, L, D]; key, value [B, G, M, D], G dividing H; additive mask [B, 1, L, M].  Where
-    the mask carries `spans` (prompt_tree.build_tree), hidden blocks are not computed.  Without them
-    float32 rows, and rows of more than LONGEST keys, go to `sdpa`.
+    query [B, H, L, D]; key, value [B, G, M, D]; additive mask [B, 1, L, M].  spans: for trees, the
+    lengths of prompt, branches and padding of each row (`Tree.spans`); then blocks that the mask
+    hides are not computed.  Without spans, float32 rows and rows of more than LONGEST keys go to
+    `sdpa`, which is faster there.
     """
-    spans = getattr(attention_mask, "spans", None)
-    few = key.shape[2] <= LONGEST and query.dtype == torch.bfloat16
-    if attention_mask is None or (spans is None and not few and query.shape[2] > 1):
+    small = key.shape[2] <= LONGEST and query.dtype == torch.bfloat16
+    if attention_mask is None or (spans is None and not small and query.shape[2] > 1):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
@@ -46,9 +46,9 @@ def attention(module, query, key, value, attention_mask, scaling=None, **kwargs)
 
 
 def products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """softmax(query·keyᵀ + mask)·value, scaled queries: [B, H, L, D].
+    """softmax(query·keyᵀ + mask)·value for scaled queries: [B, H, L, D].
 
-    The query heads that share a key head lie beside each other, so no key is repeated.
+    The H/G query heads that share a key head are stacked, so that keys are not repeated.
     """
     b, h, n, d = query.shape
     grouped = query.reshape(b, key.shape[1], -1, d)
@@ -57,10 +57,10 @@ def products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
 
 
 def branch_by_branch(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, spans) -> Tensor:
-    """`products` for one row of a tree, its prompt and each of its branches in turn: [1, H, L, D].
+    """`products` for one row of a tree, separately for the prompt and each branch: [1, H, L, D].
 
-    spans: lengths of prompt, branches, and padding at the end (0 where none), whose states nobody
-    reads: zeros.
+    spans: lengths of prompt, branches and padding (0 without padding).  The output at padding,
+    which nothing reads, is 0.
     """
     lengths = spans[:-1]
     queries, keys, values = (x.split(spans, 2) for x in (query, key, value))
@@ -69,12 +69,12 @@ def branch_by_branch(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, sp
         for start in range(0, length, QUERIES):
             stop = min(start + QUERIES, length)
             q, k, v = queries[n][:, :, start:stop], keys[n][:, :, :stop], values[n][:, :, :stop]
-            seen = mask[:, :, begin + start : begin + stop, begin : begin + stop]
-            if n:
+            block_mask = mask[:, :, begin + start : begin + stop, begin : begin + stop]
+            if n:  # a branch also sees the prompt
                 k, v = torch.cat([keys[0], k], 2), torch.cat([values[0], v], 2)
-                shared = mask[:, :, begin + start : begin + stop, : lengths[0]]
-                seen = torch.cat([shared, seen], -1)
-            parts.append(products(q, k, v, seen))
+                prompt_mask = mask[:, :, begin + start : begin + stop, : lengths[0]]
+                block_mask = torch.cat([prompt_mask, block_mask], -1)
+            parts.append(products(q, k, v, block_mask))
         begin += length
     return torch.cat([*parts, torch.zeros_like(queries[-1])], 2)
 

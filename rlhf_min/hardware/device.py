@@ -1,6 +1,7 @@
-"""Device, number format and memory allocator."""
+"""Device, number format, memory allocator, and the seconds that each part of a step takes."""
 
 import ctypes
+import time
 
 import torch
 
@@ -19,10 +20,10 @@ def choose_dtype(name: str) -> torch.dtype:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what is freed for the next step, which asks for the same sizes again.
+    """Tell glibc to keep freed memory for the next step, which needs blocks of the same sizes.
 
     By default it returns large blocks to the kernel, and every step pays for fresh pages: a third
-    of its time on CPU (docs/LOG.md).  Does nothing under another C library.
+    of its time on a CPU (docs/LOG.md).  Does nothing under another C library.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -30,3 +31,18 @@ def keep_freed_memory() -> None:
         return
     mallopt(-3, 2**30)  # M_MMAP_THRESHOLD: blocks up to 1 GiB come from the heap
     mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap never shrinks
+
+
+class Clock:
+    """Seconds spent in each part of a step: call it with the part's name when the part ends."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def __call__(self, part: str) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds[f"time/{part}"] = self.seconds.get(f"time/{part}", 0.0) + now - self.last
+        self.last = now

@@ -1,96 +1,100 @@
-"""AdamW in float32, whatever the model computes in."""
+"""AdamW with float32 master weights, gradient clipping, and learning-rate schedules."""
 
 import torch
 from torch import Tensor
 
-PIECE = 2**20  # numbers updated at a time: what a step needs beside the weights stays in the cache
+PIECE = 2**20  # numbers updated at once: what one update needs beside the weights fits in the cache
 
 
 class MasterAdamW:
-    """AdamW on float32 master weights of a model that may compute in bfloat16.
+    """AdamW on float32 copies ("masters") of the weights of a model that may compute in bfloat16.
 
-    A bfloat16 weight near 1 moves in steps of 0.008: an update of 1e-6 would round away.  So the
-    update goes to a float32 copy, and the model gets the rounded copy.  Gradients of several
-    micro-batches add up in float32; a single one waits as it came and is widened piece by piece,
-    so that no float32 gradient of the whole model exists.  A float32 or float64 model is its own
-    master.
+    A bfloat16 weight near 1 moves in steps of 0.008, so an update of 1e-6 would round away.  The
+    update goes to the master, and the model gets the rounded master.  The gradients of several
+    micro-batches are summed in float32; a single bfloat16 gradient is converted to float32 in
+    pieces, so that no float32 gradient of the whole model is ever in memory.  A float32 or float64
+    model has no copies.
     """
 
     def __init__(self, model, weight_decay: float = 0.0, betas: tuple[float, float] = (0.9, 0.95)):
         self.weights = [p for p in model.parameters() if p.requires_grad]
-        self.gradients: dict[int, Tensor] = {}  # by the weight's number
+        self.gradients: dict[int, Tensor] = {}  # by the weight's index
         self.masters = []
-        for number, weight in enumerate(self.weights):
+        for index, weight in enumerate(self.weights):
             if weight.dtype in (torch.float32, torch.float64):
                 self.masters.append(weight.detach())
             else:
                 self.masters.append(weight.detach().float())
-                weight.register_post_accumulate_grad_hook(self._taker(number))
-        self.adams = []
+                weight.register_post_accumulate_grad_hook(self._gradient_hook(index))
+        self.adams = []  # one AdamW for every piece of every master
         for master in self.masters:
-            some = [
+            adams = [
                 torch.optim.AdamW([piece], betas=betas, weight_decay=weight_decay, fused=True)
                 for piece in pieces(master)
             ]
-            for adam in some:
+            for adam in adams:
                 (piece,) = adam.param_groups[0]["params"]
-                # Made at the first step, they would land in holes between freed activations, and
-                # the next activations would find no room there: 0.2 GB more for 135 M weights.
+                # Allocated in the first step, the moments would fill holes between activations, and
+                # the next activations would need more memory: 0.2 GB for 135 M weights.
                 moments = {name: torch.zeros_like(piece) for name in ("exp_avg", "exp_avg_sq")}
                 adam.state[piece] = {"step": torch.zeros((), device=piece.device), **moments}
-            self.adams.append(some)
+            self.adams.append(adams)
 
-    def _taker(self, number: int):
-        def take(weight):
+    def _gradient_hook(self, index: int):
+        """A hook that adds a weight's gradient to `self.gradients` as soon as backward has it."""
+
+        def hook(weight):
             gradient, weight.grad = weight.grad, None
-            before = self.gradients.get(number)
-            self.gradients[number] = gradient if before is None else before.float().add_(gradient)
+            sum_so_far = self.gradients.get(index)
+            if sum_so_far is not None:
+                gradient = sum_so_far.float().add_(gradient)
+            self.gradients[index] = gradient
 
-        return take
+        return hook
 
     @torch.no_grad()
     def step(self, lr: float, max_grad_norm: float) -> float:
-        """Clip to max_grad_norm, update with learning rate lr, clear; the norm before clipping.
+        """Clip the gradient, update the weights; returns the norm before clipping.
 
         Raises FloatingPointError, before any weight changes, when the gradient is not finite.
         """
-        for number, weight in enumerate(self.weights):
+        for index, weight in enumerate(self.weights):
             if weight.grad is not None:
-                self.gradients[number], weight.grad = weight.grad, None
+                self.gradients[index], weight.grad = weight.grad, None
         norm = torch.stack([
-            piece.to(self.masters[number].dtype).norm()
-            for number, gradient in self.gradients.items()
+            piece.to(self.masters[index].dtype).norm()
+            for index, gradient in self.gradients.items()
             for piece in pieces(gradient)
         ]).norm().item()  # fmt: skip
         if norm != norm or norm == float("inf"):
             self.gradients.clear()
-            raise FloatingPointError(f"the gradient's norm is {norm}")
+            raise FloatingPointError(f"the gradient's norm is {norm}: lower --lr")
         scale = min(1.0, max_grad_norm / (norm + 1e-6))
-        for number in list(self.gradients):
-            gradient, master = self.gradients.pop(number), self.masters[number]
-            for piece, adam in zip(pieces(gradient), self.adams[number], strict=True):
+        for index in list(self.gradients):
+            gradient, master = self.gradients.pop(index), self.masters[index]
+            for piece, adam in zip(pieces(gradient), self.adams[index], strict=True):
                 (group,) = adam.param_groups
                 (weight,) = group["params"]
                 weight.grad = piece.to(weight.dtype) * scale
                 group["lr"] = lr
                 adam.step()
                 weight.grad = None
-            if self.weights[number].dtype != master.dtype:
-                self.weights[number].copy_(master)
+            if self.weights[index].dtype != master.dtype:
+                self.weights[index].copy_(master)
         return norm
 
     def state_dict(self) -> dict:
         """Masters and moments, for a checkpoint."""
-        adams = [[adam.state_dict() for adam in some] for some in self.adams]
+        adams = [[adam.state_dict() for adam in adams] for adams in self.adams]
         return {"masters": self.masters, "adams": adams}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
-        """Undo of state_dict; the model's own weights follow their masters."""
-        for number, weight in enumerate(self.weights):
-            self.masters[number].copy_(state["masters"][number])
-            weight.copy_(self.masters[number])
-            for adam, saved in zip(self.adams[number], state["adams"][number], strict=True):
+        """Restore masters, moments and the model's weights from `state_dict()`."""
+        for index, weight in enumerate(self.weights):
+            self.masters[index].copy_(state["masters"][index])
+            weight.copy_(self.masters[index])
+            for adam, saved in zip(self.adams[index], state["adams"][index], strict=True):
                 adam.load_state_dict(saved)
 
 
@@ -100,10 +104,10 @@ def pieces(tensor: Tensor) -> tuple[Tensor, ...]:
 
 
 def warm_up(step: int, steps: int) -> float:
-    """Factor of the learning rate at 0-based `step`: linear up to 1 over `steps`, then 1."""
+    """Factor of the learning rate in 0-based `step`: rises linearly to 1 over `steps`, then 1."""
     return min(1.0, (step + 1) / max(steps, 1))
 
 
 def warm_up_and_down(step: int, warm: int, total: int) -> float:
-    """Linear warm-up over `warm` steps, then linear down towards 0 at `total`."""
+    """Factor of the learning rate: rises linearly over `warm` steps, then falls to 0 at `total`."""
     return warm_up(step, warm) * min(1.0, (total - step) / max(total - warm, 1))

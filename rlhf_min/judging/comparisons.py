@@ -1,8 +1,8 @@
-"""Duels: two answers to one prompt, and what came of them, on disk and in numbers.
+"""Comparisons of two answers to one prompt: settled from verdicts, stored and summarised.
 
-Each duel is asked in both orders.  A verdict that turns with the order is about the place and not
-about the answer: the duel is a tie, and it is counted.  A verdict that could not be had is a
-failure: kept and counted, never made into a win or a tie.
+A judge gets each comparison in both orders.  If swapping the order changes the verdict, that is
+position bias: count a tie.  Without a verdict from the judge, the comparison is "failed": counted,
+but never a win, a loss or a tie.
 """
 
 import csv
@@ -10,186 +10,214 @@ import json
 import os
 import re
 import threading
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 
+from rlhf_min import InputError
 from rlhf_min.data.files import read_jsonl
 from rlhf_min.data.preferences import Prompt, prompt_text
-from rlhf_min.judging.judges import Verdict
-from rlhf_min.maths.statistics import (
-    bootstrap_interval,
-    degenerate,
-    length_controlled_rate,
-    wilson_interval,
-    win_rate,
-)
+from rlhf_min.maths import statistics as stats
 
-SCORE = {"a": 0.0, "tie": 0.5, "b": 1.0}  # of b
+SCORE_OF_B = {"a": 0.0, "tie": 0.5, "b": 1.0}
+# Excel and LibreOffice execute a cell that begins like this; an apostrophe in front prevents it.
+# Apostrophes before such a beginning get one more, so that removing one restores every text.
+FORMULA = r"(?='*[=+\-@\t\r\n])"
 
 
 @dataclass(frozen=True)
-class Duel:
-    """Two answers to one prompt; `first`: the side ("a" or "b") shown first in the first order."""
+class Verdict:
+    """A judge's decision between two answers to one prompt, shown in one order."""
+
+    winner: str  # "first" | "second" | "tie" | "failed" | "skipped" (by a person)
+    explanation: str = ""
+    reply: str = ""  # a language model's whole reply, even if no verdict was found in it
+    prompt_tokens: int = 0
+    reply_tokens: int = 0
+    ratings: tuple[float, float] | None = None  # gold ratings of both answers, from 1 to 10
+
+    @property
+    def no_reply(self) -> bool:
+        """Whether the judge did not reply at all; --resume asks such a question again."""
+        return self.winner == "failed" and not self.reply
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A prompt and the answers of models a and b; in order 0 the answer of `first` comes first."""
 
     prompt: Prompt
     a: str
     b: str
-    first: str
-    a_finished: bool | None = None  # did the answer end by itself; None when nobody knows
+    first: str  # "a" | "b"
+    a_finished: bool | None = None  # whether the answer ended with an end token; None: unknown
     b_finished: bool | None = None
 
-    def shown(self, order: int) -> tuple[str, str]:
-        """The sides in the order in which `order` (0 or 1) shows them."""
+    def sides(self, order: int) -> tuple[str, str]:
+        """The models ("a" and "b") whose answers are shown first and second in order 0 or 1."""
         return ("a", "b") if (self.first == "a") == (order == 0) else ("b", "a")
 
     def question(self, order: int) -> tuple[Prompt, str, str]:
-        first, second = self.shown(order)
+        """The arguments of a judge: prompt, first answer, second answer."""
+        first, second = self.sides(order)
         return self.prompt, getattr(self, first), getattr(self, second)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of a duel: "a" | "b" | "tie" | "failed" | "skipped" | "waiting"."""
+    """A comparison and its result: "a" | "b" | "tie" | "failed" | "skipped" | "waiting"."""
 
+    comparison: Comparison
+    verdicts: list[Verdict | None]  # one for each order
     winner: str
-    orders: tuple[str, ...] = ()  # the same words, one for each order that is asked
+    by_order: tuple[str, ...] = ()  # the result in each order, in the same words
     explanation: str = ""
 
 
-def settle(duel: Duel, verdicts: list[Verdict | None]) -> Outcome:
-    """One winner from the verdicts of all orders (both orders, or a tie); None: not yet known."""
-    if duel.a == duel.b:
-        return Outcome("tie", explanation="the answers are identical")
-    orders, explanations = [], []
+def settle(comparison: Comparison, verdicts: list[Verdict | None]) -> Outcome:
+    """The outcome from one verdict per order; None is a verdict that is not known yet."""
+    if comparison.a == comparison.b:
+        return Outcome(comparison, verdicts, "tie", explanation="the answers are identical")
+    results, explanations = [], []
     for order, verdict in enumerate(verdicts):
-        sides = dict(zip(("first", "second"), duel.shown(order), strict=True))
-        orders.append(sides.get(verdict.winner, verdict.winner) if verdict else "waiting")
+        sides = dict(zip(("first", "second"), comparison.sides(order), strict=True))
+        results.append(sides.get(verdict.winner, verdict.winner) if verdict else "waiting")
         if verdict and verdict.explanation:
             explanations.append(f"{sides['first']} first: {verdict.explanation}")
-    winner = orders[0] if len(set(orders)) == 1 else "tie"
-    winner = next((w for w in ("waiting", "failed", "skipped") if w in orders), winner)
-    return Outcome(winner, tuple(orders), "\n".join(explanations))
+    winner = results[0] if len(set(results)) == 1 else "tie"
+    winner = next((word for word in ("waiting", "failed", "skipped") if word in results), winner)
+    return Outcome(comparison, verdicts, winner, tuple(results), "\n".join(explanations))
 
 
-class Journal:
-    """Verdicts in a .jsonl file, one line each, written when they are known; a later line counts.
+class VerdictLog:
+    """The verdicts of a run in a .jsonl file, one per line; several threads may add.
 
-    A line reaches the operating system at once: a killed process loses nothing.  Several threads
-    may add.  `add(..., None)` takes a verdict back.
+    Each line is written at once, so a killed process loses no verdict.  A later line replaces an
+    earlier one about the same question; a null verdict removes it.
     """
 
     def __init__(self, path: Path):
-        self.known: dict[tuple[int, int], Verdict] = {}  # (duel, order), in the order of judging
-        self._lock = threading.Lock()
-        if path.exists():  # a line that a kill cut off goes, lest the next be glued to it
-            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+        self.path, self._lock = path, threading.Lock()
+        self.verdicts: dict[tuple[int, int], Verdict] = {}  # by (comparison, order), oldest first
+        path.touch()
+        # remove an incomplete last line, or the next line would be joined to it
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
         for row in read_jsonl(path):
-            self._note((row["duel"], row["order"]), row["verdict"] and Verdict(**row["verdict"]))
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+            self._store(row)
 
-    def _note(self, key: tuple[int, int], verdict: Verdict | None) -> None:
-        self.known.pop(key, None)
-        if verdict:
-            self.known[key] = verdict
+    def _store(self, row: dict) -> None:
+        key = row["comparison"], row["order"]
+        self.verdicts.pop(key, None)
+        if row["verdict"]:
+            self.verdicts[key] = Verdict(**row["verdict"])
 
-    def add(self, duel: int, order: int, verdict: Verdict | None) -> None:
-        row = {"duel": duel, "order": order, "verdict": verdict and asdict(verdict)}
-        with self._lock:
-            self._file.write(json.dumps(row) + "\n")
-            self._note((duel, order), verdict)
-
-    def close(self) -> None:
-        self._file.close()
+    def add(self, comparison: int, order: int, verdict: Verdict | None) -> None:
+        """Write the verdict on a comparison (its index) in one order; None removes it."""
+        row = {"comparison": comparison, "order": order, "verdict": verdict and asdict(verdict)}
+        with self._lock, self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+            self._store(row)
 
 
-FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
-
-
-def spreadsheet_safe(text: str) -> str:
-    """`text`, with an apostrophe in front where Excel or LibreOffice would run it as a formula.
-
-    That is where it begins with = + - @ tab or a line break, or with apostrophes and one of these:
-    so taking one apostrophe off every cell that matches FORMULA after it gives the text back.
-    """
-    return "'" + text if FORMULA.match(text) else text
-
-
-def write_verdicts(path: Path, duels: list[Duel], outcomes: list[Outcome], judge: str) -> None:
-    """verdicts.csv: one row per duel, every cell safe to open in a spreadsheet."""
+def write_verdicts(path: Path, outcomes: list[Outcome], judge: str) -> None:
+    """Write verdicts.csv: one row per comparison, every cell safe to open in a spreadsheet."""
     columns = ["prompt", "answer_a", "answer_b", "shown_first", "first_order", "second_order"]
     with path.open("w", encoding="utf-8", errors="replace", newline="") as file:
         table = csv.writer(file)
         table.writerow([*columns, "winner", "explanation", "judge"])
-        for duel, outcome in zip(duels, outcomes, strict=True):
-            orders = [*outcome.orders, "", ""][:2]
-            cells = [prompt_text(duel.prompt), duel.a, duel.b, duel.first, *orders]
+        for outcome in outcomes:
+            c, by_order = outcome.comparison, [*outcome.by_order, "", ""][:2]
+            cells = [prompt_text(c.prompt), c.a, c.b, c.first, *by_order]
             cells += [outcome.winner, outcome.explanation, judge]
-            table.writerow([spreadsheet_safe(cell) for cell in cells])
+            table.writerow([re.sub(rf"\A{FORMULA}", "'", cell) for cell in cells])
 
 
-def comparisons(duels: list[Duel], outcomes: list[Outcome], journal: Journal) -> list[dict]:
+def read_verdicts(path: Path) -> list[dict]:
+    """The rows of verdicts.csv, without the apostrophes before formulas.  Raises InputError."""
+    csv.field_size_limit(10**8)  # answers may be longer than the default of 128 KiB
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        try:
+            header, *rows = list(csv.reader(file)) or [[]]
+        except csv.Error as error:
+            raise InputError(f"{path} is broken ({error}): repair or delete it") from error
+    texts = [[re.sub(rf"\A'{FORMULA}", "", cell) for cell in row] for row in rows if row]
+    return [dict(zip(header, row, strict=False)) for row in texts]
+
+
+def training_pairs(outcomes: list[Outcome]) -> list[dict]:
     """Rows of comparisons.jsonl, the format that `train_rm.py --data` reads.
 
-    Only duels with a winner are in it, and none with an empty answer, which the reader refuses.
-    The gold rater's ratings go along; other judges give none.
+    Comparisons without a winner are left out, and those with an empty answer, which train_rm.py
+    refuses.  Only the gold judge gives ratings.
     """
-    rows = []
-    for i, (duel, outcome) in enumerate(zip(duels, outcomes, strict=True)):
-        if outcome.winner not in ("a", "b") or not (duel.a.strip() and duel.b.strip()):
+    pairs = []
+    for outcome in outcomes:
+        a, b = outcome.comparison.a, outcome.comparison.b
+        if outcome.winner not in ("a", "b") or not a.strip() or not b.strip():
             continue
-        chosen, rejected = (duel.a, duel.b) if outcome.winner == "a" else (duel.b, duel.a)
-        row = {"prompt": duel.prompt, "chosen": chosen, "rejected": rejected}
-        if ratings := journal.known[i, 0].ratings:
-            row |= {"chosen_rating": max(ratings), "rejected_rating": min(ratings)}
-        rows.append(row)
-    return rows
+        chosen, rejected = (a, b) if outcome.winner == "a" else (b, a)
+        pair = {"prompt": outcome.comparison.prompt, "chosen": chosen, "rejected": rejected}
+        if ratings := outcome.verdicts[0].ratings:
+            pair |= {"chosen_rating": max(ratings), "rejected_rating": min(ratings)}
+        pairs.append(pair)
+    return pairs
 
 
-def summarise(
-    duels: list[Duel], outcomes: list[Outcome], journal: Journal, winners_known: bool, seed: int
-) -> dict:
-    """The numbers of summary.json; None where there is nothing to count.
+def summarise(outcomes: list[Outcome], winners_known: bool, seed: int) -> dict:
+    """The metrics of summary.json; a mean or rate of nothing is None.
 
-    winners_known: b is right in every duel, so that its win rate is the judge's agreement.
+    winners_known: b is known to be the better answer, so its win rate is the judge's agreement.
     """
-    winners, heard = [o.winner for o in outcomes], list(journal.known.values())
-    words = {"wins": "b", "losses": "a", "ties": "tie", "failures": "failed"}
-    words |= {"skipped": "skipped", "waiting": "waiting"}
-    found = {"pairs": len(duels)} | {name: winners.count(word) for name, word in words.items()}
-    found["identical"] = sum(d.a == d.b for d in duels)
-    both = [o.orders for o in outcomes if len(o.orders) == 2 and set(o.orders) <= set(SCORE)]
-    found["position_disagreement"] = _mean(x != y for x, y in both)
-    found["first_shown_wins"] = _mean(
-        v.winner == "first" for v in heard if v.winner in ("first", "second")
-    )
-    found["tokens/prompt"] = sum(v.prompt_tokens for v in heard)
-    found["tokens/reply"] = sum(v.reply_tokens for v in heard)
-    judged = [(d, o.winner) for d, o in zip(duels, outcomes, strict=True) if o.winner in SCORE]
-    scores, differences = [SCORE[w] for _, w in judged], [len(d.b) - len(d.a) for d, _ in judged]
+    comparisons = [outcome.comparison for outcome in outcomes]
+    verdicts = [verdict for outcome in outcomes for verdict in outcome.verdicts if verdict]
+    count = Counter(outcome.winner for outcome in outcomes)
+    in_both = [o.by_order for o in outcomes if len(o.by_order) == 2]
+    in_both = [results for results in in_both if set(results) <= SCORE_OF_B.keys()]
+    positions = [v.winner for v in verdicts if v.winner in ("first", "second")]
+    metrics = {
+        "pairs": len(comparisons),
+        "wins": count["b"],
+        "losses": count["a"],
+        "ties": count["tie"],
+        "failures": count["failed"],
+        "skipped": count["skipped"],
+        "waiting": count["waiting"],
+        "identical": sum(c.a == c.b for c in comparisons),
+        "position_disagreement": _mean(one != other for one, other in in_both),
+        "first_shown_wins": _mean(position == "first" for position in positions),
+        "tokens/prompt": sum(v.prompt_tokens for v in verdicts),
+        "tokens/reply": sum(v.reply_tokens for v in verdicts),
+    }
+    judged = [o for o in outcomes if o.winner in SCORE_OF_B]
+    scores = [SCORE_OF_B[o.winner] for o in judged]
+    differences = [len(o.comparison.b) - len(o.comparison.a) for o in judged]  # in characters
     rate = "agreement" if winners_known else "win_rate"
-    found |= {rate: None, f"{rate}_low": None, f"{rate}_high": None, "length_controlled_rate": None}
+    metrics |= dict.fromkeys([rate, f"{rate}_low", f"{rate}_high", "length_controlled_rate"])
     if judged:
-        low, high = (
-            wilson_interval(sum(scores), len(scores))
+        interval = (
+            stats.wilson_interval(sum(scores), len(scores))
             if winners_known
-            else bootstrap_interval(scores, win_rate, seed)
+            else stats.bootstrap_interval(scores, stats.win_rate, seed)
         )
-        found |= {rate: win_rate(scores), f"{rate}_low": low, f"{rate}_high": high}
-        found["length_controlled_rate"] = length_controlled_rate(scores, differences)
-    # how often the longer answer (in characters) wins, for the judge and in the data
-    uneven = [(d > 0, s == 1) for d, s in zip(differences, scores, strict=True) if d and s != 0.5]
-    found["longer_wins"] = _mean(b_longer == b_wins for b_longer, b_wins in uneven)
+        metrics[rate] = stats.win_rate(scores)
+        metrics[f"{rate}_low"], metrics[f"{rate}_high"] = interval
+        metrics["length_controlled_rate"] = stats.length_controlled_rate(scores, differences)
+    unequal = [(d > 0, s == 1) for d, s in zip(differences, scores, strict=True) if d and s != 0.5]
+    metrics["longer_wins"] = _mean(b_is_longer == b_wins for b_is_longer, b_wins in unequal)
     if winners_known:
-        return found | {"longer_wins_data": _mean(b_longer for b_longer, _ in uneven)}
+        return metrics | {"longer_wins_data": _mean(b_is_longer for b_is_longer, _ in unequal)}
     for side in ("a", "b"):
-        answers = [getattr(d, side) for d in duels]
-        found[f"length/mean_{side}"] = _mean(map(len, answers))
-        found[f"degenerate/rate_{side}"] = _mean(map(degenerate, answers))
-        found[f"finished/rate_{side}"] = _mean(getattr(d, f"{side}_finished") for d in duels)
-    return found
+        answers = [getattr(c, side) for c in comparisons]
+        metrics[f"length/mean_{side}"] = _mean(map(len, answers))
+        metrics[f"degenerate/rate_{side}"] = _mean(map(stats.degenerate, answers))
+        metrics[f"finished/rate_{side}"] = _mean(
+            getattr(c, f"{side}_finished") for c in comparisons
+        )
+    return metrics
 
 
 def _mean(values) -> float | None:
-    values = [value for value in values if value is not None]
-    return fmean(values) if values else None
+    """The mean of the values that are not None."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None

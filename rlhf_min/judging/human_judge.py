@@ -1,49 +1,43 @@
-"""A person as judge, in the terminal: blind, answers in random order, each duel asked once."""
+"""A person as judge, in the terminal: blind to the models, each comparison shown in one order."""
 
 import re
-from collections.abc import Callable
 
 from rlhf_min.data.preferences import prompt_text
-from rlhf_min.judging.comparisons import Duel, Journal
-from rlhf_min.judging.judges import Verdict
+from rlhf_min.judging.comparisons import Comparison, Verdict, VerdictLog
 
 KEYS = {"1": "first", "2": "second", "t": "tie", "s": "skipped"}
 HELP = "1 or 2: that answer is better · t: tie · s: skip · u: undo the last · q: quit (saved)"
-# answers are not trusted: no escape sequence, no text that runs backwards
+# terminal control characters and those that reverse the direction of text (bidi controls)
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
-def judge_by_hand(
-    duels: list[Duel], journal: Journal, read: Callable = input, show: Callable = print
-) -> bool:
-    """Ask about every duel without a verdict; True when none is left, False when the person quit.
+def judge_by_hand(comparisons: list[Comparison], log: VerdictLog, read=input, show=print) -> None:
+    """Ask about every comparison without a verdict; log each verdict before the next question.
 
-    Each verdict is in the journal before the next question.  A comment may follow the key ("1 more
-    polite").  The end of the input means quit.
+    A comment may follow the key ("1 more polite").  Raises KeyboardInterrupt when the person quits
+    or the input ends.
     """
     show(f"Which answer is better?  {HELP}\nA comment may follow the key, as in: 1 more polite")
-    while True:
-        waiting = [i for i, d in enumerate(duels) if d.a != d.b and (i, 0) not in journal.known]
-        if not waiting:
-            return True
-        duel = waiting[0]
-        prompt, first, second = duels[duel].question(0)
+    different = [i for i, c in enumerate(comparisons) if c.a != c.b]
+    while waiting := [i for i in different if (i, 0) not in log.verdicts]:
+        prompt, *answers = comparisons[waiting[0]].question(0)
         show(f"\n{'─' * 20} {len(waiting)} to go {'─' * 20}\n{_printable(prompt_text(prompt))}")
-        for number, answer in enumerate((first, second), 1):
+        for number, answer in enumerate(answers, 1):
             show(f"\n[{number}] {_printable(answer)}")
-        key, comment = _key(read, show)
+        key, comment = _read_key(read, show)
         if key == "q":
-            return False
-        if key == "u":
-            if journal.known:
-                journal.add(*list(journal.known)[-1], None)
-            else:
-                show("Nothing to undo.")
-            continue
-        journal.add(duel, 0, Verdict(KEYS[key], comment))
+            show(f"saved in {log.path.parent}: go on with --resume")
+            raise KeyboardInterrupt
+        if key in KEYS:
+            log.add(waiting[0], 0, Verdict(KEYS[key], comment))
+        elif log.verdicts:
+            log.add(*list(log.verdicts)[-1], None)
+        else:
+            show("Nothing to undo.")
 
 
-def _key(read: Callable, show: Callable) -> tuple[str, str]:
+def _read_key(read, show) -> tuple[str, str]:
+    """A valid key in lower case, and the comment behind it."""
     while True:
         try:
             key, _, comment = read("\n> ").strip().partition(" ")

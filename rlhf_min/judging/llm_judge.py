@@ -1,8 +1,8 @@
 """A language model as judge, over any OpenAI-compatible endpoint (OpenAI, Gemini, vLLM, Ollama, …).
 
-The answers come from models that may try to dictate the verdict.  Two defences: they stand between
-fences that carry a random code, and whatever looks like a fence or a chat template's token inside
-them is spaced out.  And a reply counts only if it holds exactly one verdict.
+An answer may try to dictate the verdict (prompt injection).  Two defences: each answer stands
+between marker lines with a random code, and spaces break up everything in it that looks like such a
+marker or a token of a chat template; and a reply is accepted only if it holds exactly one verdict.
 """
 
 import json
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from rlhf_min import InputError
 from rlhf_min.data.preferences import Prompt, prompt_text
-from rlhf_min.judging.judges import Verdict
+from rlhf_min.judging.comparisons import Verdict
 
 RUBRIC = """\
 You compare two answers to one prompt and decide which serves the writer of the prompt better.
@@ -34,77 +34,76 @@ Both answers end above. Reply with one JSON object and nothing else:
 {"explanation": "one or two sentences", "winner": "1"}
 where winner is "1", "2" or "tie"."""
 
-LOOK_ALIKES = re.compile(r"<{3,}|>{3,}|<\||\|>|</?s>|\[/?INST\]|</?(?:start|end)_of_turn>", re.I)
+MARKERS = re.compile(r"<{3,}|>{3,}|<\||\|>|</?s>|\[/?INST\]|</?(?:start|end)_of_turn>", re.I)
 REPLY_TOKENS = 512
-# What to ask for, richest first: some servers refuse a JSON mode, some temperature or max_tokens.
+# Request parameters, most specific first: some servers refuse JSON mode, temperature or max_tokens.
 PARAMETERS = (
     {"temperature": 0, "max_tokens": REPLY_TOKENS, "response_format": {"type": "json_object"}},
     {"temperature": 0, "max_tokens": REPLY_TOKENS},
-    {"max_completion_tokens": 8 * REPLY_TOKENS},  # models that think before they write
+    {"max_completion_tokens": 8 * REPLY_TOKENS},  # for models that reason before they answer
 )
-MALFORMED = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
+WINNERS = {"1": "first", "2": "second", "tie": "tie"}
 
 
 def fenced(name: str, text: str, code: str) -> str:
-    """`text` between two fences; no part of it can pass for a fence or for a template's token."""
-    text = LOOK_ALIKES.sub(lambda match: " ".join(match[0]), text)
+    """The text between two marker lines, with spaces inside everything that looks like a marker."""
+    text = MARKERS.sub(lambda match: " ".join(match[0]), text)
     return f"<<<{name} {code}>>>\n{text}\n<<<END OF {name} {code}>>>"
 
 
 def question(prompt: Prompt, first: str, second: str, code: str) -> str:
-    """The whole request, as one user message: not every chat template knows a system turn."""
+    """The request, as one user message: not every chat template has a system message."""
     parts = {"PROMPT": prompt_text(prompt), "ANSWER 1": first, "ANSWER 2": second}
     fences = [fenced(name, text, code) for name, text in parts.items()]
     return "\n\n".join([RUBRIC.format(code=code), *fences, REQUEST])
 
 
 def read_verdict(reply: str) -> tuple[str, str]:
-    """(winner, explanation) of a reply; winner "failed" unless it holds exactly one verdict.
+    """Winner and explanation of a reply; the winner is "failed" unless it holds one verdict.
 
-    A verdict is a JSON object with a "winner" of 1, 2 or tie.  Text around it is allowed, and a
-    leading <think> part is left out.  Two such objects, or two winners in one, are no verdict: one
-    of them may be quoted from an answer.
+    A verdict is a JSON object whose "winner" is 1, 2 or tie.  Text around it is allowed, and a
+    <think> part at the start is ignored.  Two such objects, or two winners in one, are refused,
+    because one of them may be quoted from an answer.
     """
     text = re.sub(r"\A\s*<think>.*?</think>", "", reply, flags=re.DOTALL)[:20_000]
-    found, at = [], text.find("{")
-    while at >= 0:
+    verdicts, end = [], 0
+    while (start := text.find("{", end)) >= 0:
         try:
-            value, end = DECODER.raw_decode(text, at)
+            value, end = DECODER.raw_decode(text, start)
         except ValueError:
-            end = at + 1
+            end = start + 1
         except RecursionError:
             return "failed", "the reply is nested too deeply"
         else:
-            found += [value] if "winner" in value else []
-        at = text.find("{", end)
-    names = {"1": "first", "2": "second", "tie": "tie"}
-    if len(found) != 1:
-        return "failed", f"{len(found)} verdicts in the reply, one was asked for"
-    winner = str(found[0]["winner"]).strip().lower()
-    if winner not in names:
+            verdicts += [value] if "winner" in value else []
+    if len(verdicts) != 1:
+        return "failed", f"{len(verdicts)} verdicts in the reply, one was asked for"
+    winner = str(verdicts[0]["winner"]).strip().lower()
+    if winner not in WINNERS:
         return "failed", f"{winner[:40]!r} is no verdict"
-    return names[winner], str(found[0].get("explanation", "")).strip()
+    return WINNERS[winner], str(verdicts[0].get("explanation", "")).strip()
 
 
-def _no_second_winner(items: list[tuple]) -> dict:
+def _refuse_two_winners(items: list[tuple]) -> dict:
+    """The JSON object of these items; its winner is invalid if it is given twice."""
     value = dict(items)
     if sum(name == "winner" for name, _ in items) > 1:
         value["winner"] = "two winners in one object"
     return value
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=_no_second_winner)
+DECODER = json.JSONDecoder(object_pairs_hook=_refuse_two_winners)
 
 
 class OpenAIJudge:
-    """Asks `model`; the client retries, with back-off, 429, 5xx, time-outs and cut lines.
+    """A model behind an OpenAI-compatible server.
 
-    It waits as long as Retry-After says.  The key comes from OPENAI_API_KEY and goes nowhere but to
-    the server: it is cut out of whatever the server says.  A question that got no reply at all is
-    "failed" with an empty `reply`.
+    The client repeats a request after 429, 5xx, a time-out or a lost connection, with exponential
+    back-off or as Retry-After says.  The key is sent to the server only, and cut from its replies.
     """
 
     def __init__(self, model: str, base_url: str | None, timeout: float, retries: int):
+        """timeout: seconds per attempt; retries: further attempts.  Raises InputError."""
         try:
             import openai
         except ImportError:
@@ -122,28 +121,29 @@ class OpenAIJudge:
             raise InputError("--judge openai:… needs a key: set OPENAI_API_KEY, or give --base-url")
         if not (self.key.isascii() and self.key.isprintable()):
             raise InputError("OPENAI_API_KEY holds a character that no key has: set it again")
-        self.openai, self.model, self.level = openai, model, 0
+        self.openai, self.model, self.level = openai, model, 0  # level: index into PARAMETERS
         self.client = openai.OpenAI(
             api_key=self.key or "none", base_url=base_url, timeout=timeout, max_retries=retries
         )
 
     def __call__(self, prompt: Prompt, first: str, second: str) -> Verdict:
+        """The verdict; "failed" when there is none.  Raises InputError for a wrong key or model."""
         text = question(prompt, first, second, secrets.token_hex(8))
         try:
             completion = self._complete(text)
-            reply = self._clean(completion.choices[0].message.content)
+            reply = self._without_key(completion.choices[0].message.content)
         except self.openai.APIError as error:
             return Verdict("failed", self._reason(error))
-        except MALFORMED:  # a body that is no chat completion; the client does not look
+        except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
+            # the client does not check that the body is a chat completion
             return Verdict("failed", "no reply: the server's answer is no chat completion")
         winner, explanation = read_verdict(reply)
         used = [getattr(completion.usage, f"{k}_tokens", 0) for k in ("prompt", "completion")]
         return Verdict(winner, explanation, reply, *(n if type(n) is int else 0 for n in used))
 
     def _complete(self, text: str):
-        """The reply with the richest parameters that this server takes."""
-        level = self.level
-        while True:
+        """The chat completion, with the most specific parameters that the server accepts."""
+        for level in range(self.level, len(PARAMETERS)):
             try:
                 completion = self.client.chat.completions.create(
                     model=self.model,
@@ -151,15 +151,14 @@ class OpenAIJudge:
                     **PARAMETERS[level],
                 )
             except (self.openai.BadRequestError, self.openai.UnprocessableEntityError):
-                level += 1
-                if level == len(PARAMETERS):
+                if level + 1 == len(PARAMETERS):
                     raise
-            else:  # only a success settles it: a refusal may be about this one text
+            else:  # remembered after a success only: a refusal may be about this one text
                 self.level = level
                 return completion
 
     def _reason(self, error) -> str:
-        """Why there is no reply.  What no other question can cure stops the run: InputError."""
+        """Why there is no reply; raises InputError where no other question would get one."""
         status = getattr(error, "status_code", None)
         if status in (401, 403):
             raise InputError(
@@ -170,19 +169,18 @@ class OpenAIJudge:
                 f"the server knows no model {self.model!r} at this address (404): "
                 "check --judge and --base-url"
             ) from None
-        # the message of any other status may help, as with a text too long for the model
-        said = self._clean(str(error))[:200] if status else ""
-        return f"no reply: {type(error).__name__} {said}".strip()
+        message = self._without_key(str(error))[:200] if status else ""
+        return f"no reply: {type(error).__name__} {message}".strip()
 
-    def _clean(self, text: str) -> str:
+    def _without_key(self, text: str) -> str:
         if not isinstance(text, str):
             raise TypeError("the reply is no text")
         return text.replace(self.key, "[key]") if self.key else text
 
     def estimate(self, questions: list[tuple[Prompt, str, str]]) -> str:
-        """Tokens that asking them will take, at 4 characters a token."""
-        read = sum(len(question(*q, "0" * 16)) for q in questions) // 4
+        """One line with the tokens that these questions will take, at 4 characters per token."""
+        prompt_tokens = sum(len(question(*q, "0" * 16)) for q in questions) // 4
         return (
-            f"{len(questions)} questions to {self.model}: about {read:,} tokens to read "
+            f"{len(questions)} questions to {self.model}: about {prompt_tokens:,} tokens to read "
             f"and at most {len(questions) * REPLY_TOKENS:,} to write (more if it thinks first)"
         )

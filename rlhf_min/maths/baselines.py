@@ -1,23 +1,34 @@
-"""Baselines b of the policy gradient E[(R − b)·∇log π]: they change its variance, not its mean.
+"""Baselines b of the policy gradient E[(R − b)·∇log π]: less variance, the same mean.
 
-A baseline may not depend on the sample it is subtracted from: the running ones average *earlier*
-batches only, leave-one-out averages the *other* samples of the prompt.
+The mean stays the same only if b does not depend on the answer whose reward it is subtracted from:
+the moving averages know earlier steps only, leave-one-out averages the *other* answers.
 """
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
-class MovingAverage:
-    """b = (1/S)·Σ_s R_s over all earlier rewards, KL included (Ahmadian et al. 2024, eq. 8).
+class NoBaseline:
+    """b = 0: unbiased but noisy.  All baselines have these two methods."""
 
-    `start` (the start model's mean reward) stands in until the first update and is then forgotten.
-    """
+    value = 0.0  # b, in units of reward
 
-    start: float = 0.0
+    def advantages(self, rewards: Tensor) -> Tensor:
+        """R − b: rewards [p, K] → advantages [p, K]."""
+        return rewards - self.value
+
+    def updated(self, rewards: Tensor) -> "NoBaseline":
+        """The baseline of the next step, from all rewards of this one [P, K]."""
+        return self
+
+
+@dataclass(frozen=True)
+class MovingAverage(NoBaseline):
+    """b = (1/S)·Σ_s R_s, the mean of all rewards of earlier steps (Ahmadian et al. 2024, eq. 8)."""
+
+    start: float = 0.0  # b of the first step
     total: float = 0.0
     count: int = 0
 
@@ -26,53 +37,38 @@ class MovingAverage:
         return self.total / self.count if self.count else self.start
 
     def updated(self, rewards: Tensor) -> "MovingAverage":
-        """After a step: rewards [...] of the whole batch, in reward units."""
         total = self.total + rewards.double().sum().item()
         return replace(self, total=total, count=self.count + rewards.numel())
 
 
 @dataclass(frozen=True)
-class ExponentialAverage:
-    """b ← ρ·b + (1 − ρ)·mean(R), started at the start model's mean reward.
+class ExponentialAverage(NoBaseline):
+    """b ← ρ·b + (1 − ρ)·mean(R), ρ = decay.  `value` must start at the reference's mean reward.
 
-    Started at 0 on a 1..10 scale it would push *every* sample up for about 1/(1 − ρ) steps.
+    From 0, on ratings of 1 to 10, all advantages would be positive for about 1/(1 − ρ) steps.
     """
 
     value: float = 0.0
     decay: float = 0.9
 
     def updated(self, rewards: Tensor) -> "ExponentialAverage":
-        """After a step: rewards [...] of the whole batch, in reward units."""
         mean = rewards.double().mean().item()
         return replace(self, value=self.decay * self.value + (1 - self.decay) * mean)
 
 
-@dataclass(frozen=True)
-class NoBaseline:
-    """b = 0: unbiased as well, and noisier."""
+class LeaveOneOut(NoBaseline):
+    """b = the mean reward of the other K − 1 answers to the same prompt."""
 
-    value: float = 0.0
-
-    def updated(self, rewards: Tensor) -> "NoBaseline":
-        """Nothing to remember."""
-        return self
+    def advantages(self, rewards: Tensor) -> Tensor:
+        return leave_one_out(rewards)
 
 
 def leave_one_out(rewards: Tensor) -> Tensor:
-    """Each reward minus the mean of its K−1 siblings (RLOO; Ahmadian et al. 2024, eq. 9).
+    """Each reward minus the mean of its K − 1 siblings (RLOO; Ahmadian et al. 2024, eq. 9).
 
     rewards [P, K], any unit → advantages [P, K], same unit.  Raises ValueError when K < 2.
     """
     k = rewards.shape[-1]
     if k < 2:
-        raise ValueError(
-            f"leave-one-out needs at least 2 samples per prompt, got {k}: raise --samples"
-        )
+        raise ValueError(f"leave-one-out needs at least 2 answers per prompt, got {k}")
     return rewards - (rewards.sum(-1, keepdim=True) - rewards) / (k - 1)
-
-
-def advantages(
-    rewards: Tensor, baseline: MovingAverage | ExponentialAverage | NoBaseline
-) -> Tensor:
-    """R − b with the running baseline as it stood *before* this batch: [P, K] → [P, K]."""
-    return rewards - torch.as_tensor(baseline.value, dtype=rewards.dtype, device=rewards.device)

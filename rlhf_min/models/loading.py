@@ -1,18 +1,17 @@
-"""Models, tokenizers and the one builder of token rows that every script shares."""
+"""Loading, checking and saving models and tokenizers."""
 
-import sys
+import os
+import tempfile
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from rlhf_min import InputError
 from rlhf_min.hardware.attention import use_products
-from rlhf_min.hardware.device import choose_device
-from rlhf_min.models.prompt_tree import Layout, Tree, build_tree, hidden_states
+from rlhf_min.hardware.device import choose_device, keep_freed_memory
 
 logging.disable_progress_bar()
 logging.set_verbosity_error()  # our own errors say what is missing from a checkpoint
@@ -30,9 +29,9 @@ def load_tokenizer(path: str):
 
 
 def load_causal_lm(path: str, dtype: torch.dtype, device: torch.device | None = None):
-    """A causal language model with dropout off, every weight from the checkpoint.
+    """A causal language model with dropout off.
 
-    Raises InputError when the folder or hub id cannot be read or a weight is missing.
+    Raises InputError when the folder or hub id cannot be read or lacks a weight.
     """
     model, info = load_weights(AutoModelForCausalLM, path, dtype)
     if info["missing_keys"]:
@@ -46,10 +45,11 @@ def load_causal_lm(path: str, dtype: torch.dtype, device: torch.device | None = 
 
 
 def load_weights(auto_class, path: str, dtype: torch.dtype, **settings):
-    """from_pretrained without dropout (the sampler and the trainer must be the same function).
+    """A pretrained model without dropout, and transformers' report of missing weights.
 
-    Returns the model and transformers' loading report.
+    With dropout, sampling and training would use different functions.
     """
+    keep_freed_memory()
     config = _from_hub(AutoConfig.from_pretrained, path, "config")
     labels = settings.get("num_labels", config.num_labels)
     if "ForSequenceClassification" in str(config.architectures) and labels != config.num_labels:
@@ -86,54 +86,19 @@ def _from_hub(load, path: str, what: str, **settings):
         ) from error
 
 
-def context_length(model) -> int:
-    """Longest row in tokens, prompt and answer together."""
-    config = model.config.get_text_config()
-    return getattr(config, "max_position_embeddings", None) or sys.maxsize
+def save_model(model, tokenizer, out: str | Path) -> None:
+    """Save model and tokenizer as an ordinary Hugging Face folder; each file is replaced whole."""
+    with tempfile.TemporaryDirectory(dir=out, prefix=".saving-") as draft:
+        model.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+        for file in Path(draft).iterdir():
+            os.replace(file, Path(out) / file.name)
 
 
-def slides(model, length: int) -> bool:
-    """Whether the model attends to a sliding window shorter than rows of `length` tokens."""
-    window = getattr(model.config.get_text_config(), "sliding_window", None)
-    return window is not None and window < length
+def checkpoint_activations(model) -> None:
+    """Gradient checkpointing: recompute activations in the backward pass instead of keeping them.
 
-
-@torch.no_grad()
-def choose_layout(model, say=print) -> Layout:
-    """Whether this model can take a prompt tree, found by comparing it with plain rows.
-
-    Sliding windows shorter than the row, recurrent models and some attention kernels cannot.  Then
-    every branch gets a row of its own, and one line says so.
+    It works in training mode only; the model's dropout is 0, so nothing else changes.
     """
-    config = model.config.get_text_config()
-    context = context_length(model)
-    # GPT-Neo's window counts slots, not positions: a row may not be longer.
-    longest = min(context, getattr(config, "window_size", None) or sys.maxsize)
-    layouts = [
-        Layout(tree, longest if tree else context, model.dtype, model.device)
-        for tree in (True, False)
-    ]
-    if slides(model, context):  # a 4-D mask would switch the model's own window off
-        gap, reason = float("inf"), "it attends to a sliding window"
-    else:
-        try:
-            tree, plain = (branch_ends(model, layout) for layout in layouts)
-            gap = (tree - plain).abs().max().item() / plain.abs().max().item()
-            reason = f"states differ by {gap:.1e}"
-        except (RuntimeError, ValueError, TypeError) as error:
-            gap, reason = float("inf"), str(error).splitlines()[0]
-    if gap < (1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1):
-        return layouts[0]
-    say(f"{type(model).__name__} cannot take a prompt tree ({reason}): one row per answer instead")
-    return layouts[1]
-
-
-def branch_ends(model, layout: Layout) -> Tensor:
-    """Last hidden states of four short probe branches [4, H], float32."""
-    vocabulary = model.config.get_text_config().vocab_size
-    probe = torch.Generator().manual_seed(0)
-    ids = torch.randint(vocabulary, (22,), generator=probe).tolist()
-    tree: Tree = build_tree(
-        [ids[:5], ids[5:8]], [[ids[8:11], ids[11:16]], [ids[16:20], ids[20:22]]], layout
-    )
-    return hidden_states(model, tree)[tree.ends].float()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()

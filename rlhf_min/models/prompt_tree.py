@@ -1,159 +1,98 @@
-"""The prompt tree: one row `[prompt | branch 1 | … | branch K]`, the prompt computed once.
+"""The prompt tree: one row `[prompt | answer 1 | … | answer K]`, the prompt is computed once.
 
-Position ids restart after the prompt for every branch, and a branch sees the prompt and itself
-only, so every branch gets the very hidden states it would get in a row of its own.
+Position ids restart after the prompt for every answer ("branch"), and a branch sees the prompt and
+itself only.  So every token gets the hidden state that it would get in a row of its own.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-SPANS_FROM = 256  # slots from which a tree's attention goes block by block (attention.py)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How one model takes its rows.
-
-    `tree`: False for models that cannot take a 4-D mask; they get a row per branch.  `max_row`: the
-    longest row in tokens.  `dtype`: of the additive mask, the model's own.
-    """
-
-    tree: bool
-    max_row: int
-    dtype: torch.dtype
-    device: torch.device
-
-    @property
-    def micro_tokens(self) -> int:
-        """Slots of one forward and backward at most.
-
-        On a CPU fewer are faster and take less memory (docs/LOG.md).
-        """
-        return 2**11 if self.device.type == "cpu" else 2**13
+from rlhf_min.models.layout import Layout, tree_mask
 
 
 @dataclass(frozen=True)
 class Tree:
-    """A batch of B branches in R rows of L slots, with N answer tokens in all.
+    """B branches in R rows of L positions, with N answer tokens in all.
 
-    ids, positions [R, L]; mask [R, 1, L, L] additive float (0 or most negative), or [R, L] bool for
-    plain rows; predictors [N]: flat slot (row·L + column) whose output predicts the n-th answer
-    token; targets [N]: that token; owners [N]: its branch in 0..B−1; ends [B]: flat slot of each
-    branch's last token.  `padding`: share of the slots that hold no token.
-
-    A long tree's mask has an attribute `spans` for attention.py: by row the lengths of prompt,
-    branches and padding.  Models hand masks on as they are; not all hand on further arguments.
+    A *place* is the flat index row·L + column of one of the R·L positions.
     """
 
-    ids: Tensor
-    positions: Tensor
-    mask: Tensor
-    predictors: Tensor
-    targets: Tensor
-    owners: Tensor
-    ends: Tensor
-    padding: float
+    ids: Tensor  # [R, L] tokens
+    positions: Tensor  # [R, L] position ids
+    mask: Tensor  # [R, 1, L, L] additive, 0 or most negative; for plain rows [R, L] bool
+    predictors: Tensor  # [N] place of the token before the n-th answer token
+    targets: Tensor  # [N] the n-th answer token
+    owners: Tensor  # [N] its branch, 0 … B−1
+    ends: Tensor  # [B] place of each branch's last token
+    spans: list = field(default_factory=list)  # of long rows: lengths of prompt, branches, padding
+
+
+def tree_rows(prompts: list[list[int]], branches: list[list[list[int]]], layout: Layout) -> list:
+    """Rows of a tree: pairs (prompt, its branches in this row), all as token ids.
+
+    One row per prompt; a row longer than `layout.max_row` is split, its prompt repeated.  Without
+    `layout.tree` every branch has its own row.
+    """
+    rows = []
+    for prompt, own in zip(prompts, branches, strict=True):
+        rows.append((prompt, []))
+        for branch in own:
+            full = row_length(*rows[-1]) + len(branch) > layout.max_row
+            if rows[-1][1] and (full or not layout.tree):
+                rows.append((prompt, []))
+            rows[-1][1].append(branch)
+    return rows
+
+
+def row_length(prompt: list[int], branches: list[list[int]]) -> int:
+    """Tokens of a row with this prompt and these branches."""
+    return len(prompt) + sum(map(len, branches))
 
 
 def build_tree(prompts: list[list[int]], branches: list[list[list[int]]], layout: Layout) -> Tree:
-    """Lay out prompts [P] and, for each, its branches (token ids, each with at least one token).
+    """Lay out prompts [P] and their branches [P][K] (token ids; K may differ) as one batch.
 
-    Branch numbers (owners, ends) count through the branches in the order given.  A row that would
-    be longer than `layout.max_row` is split into several, the prompt repeated.  Raises ValueError
-    for an empty prompt or answer: no token to predict from, or none to predict.
+    Branches are numbered in the order given.  Raises ValueError for an empty prompt or branch.
     """
-    if not all(prompts) or not all(answer for answers in branches for answer in answers):
+    if not all(prompts) or not all(branch for own in branches for branch in own):
         raise ValueError("every prompt and every answer needs at least one token")
-    rows = []  # (prompt, first branch number, branches)
-    number = 0
-    for prompt, answers in zip(prompts, branches, strict=True):
-        open_row: list[list[int]] = []
-        for answer in answers:
-            length = len(prompt) + sum(map(len, open_row)) + len(answer)
-            if open_row and (not layout.tree or length > layout.max_row):
-                rows.append((prompt, number - len(open_row), open_row))
-                open_row = []
-            open_row = [*open_row, answer]
-            number += 1
-        rows.append((prompt, number - len(open_row), open_row))
+    rows = tree_rows(prompts, branches, layout)
+    width = max(row_length(*row) for row in rows)
+    ids, positions = torch.zeros(2, len(rows), width, dtype=torch.long)
+    segments = torch.full((len(rows), width), -1)  # 0 is the prompt, k the k-th branch, -1 padding
+    predictors, targets, owners, ends = [], [], [], []
+    for r, (prompt, own) in enumerate(rows):
+        begin = len(prompt)
+        ids[r, :begin], positions[r, :begin] = torch.tensor(prompt), torch.arange(begin)
+        segments[r, :begin] = 0
+        for k, branch in enumerate(own, 1):
+            end = begin + len(branch)
+            ids[r, begin:end] = torch.tensor(branch)
+            positions[r, begin:end] = torch.arange(len(prompt), len(prompt) + len(branch))
+            segments[r, begin:end] = k
+            # The prompt's last token predicts the first answer token.
+            columns = [len(prompt) - 1, *range(begin, end - 1)]
+            predictors += [r * width + column for column in columns]
+            targets += branch
+            owners += [len(ends)] * len(branch)
+            ends.append(r * width + end - 1)
+            begin = end
 
-    width = max(len(prompt) + sum(map(len, answers)) for prompt, _, answers in rows)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    positions = torch.zeros(len(rows), width, dtype=torch.long)
-    segments = torch.full((len(rows), width), -1)  # 0 is the prompt, k the k-th branch, -1 nothing
-    predictors, targets, owners, ends = [], [], [], [0] * number
-    for r, (prompt, first, answers) in enumerate(rows):
-        row, row_positions, row_segments = list(prompt), list(range(len(prompt))), [0] * len(prompt)
-        for k, answer in enumerate(answers):
-            begin = len(row)
-            slots = [len(prompt) - 1, *range(begin, begin + len(answer) - 1)]
-            predictors += [r * width + slot for slot in slots]
-            targets += answer
-            owners += [first + k] * len(answer)
-            row += answer
-            row_positions += range(len(prompt), len(prompt) + len(answer))
-            row_segments += [k + 1] * len(answer)
-            ends[first + k] = r * width + len(row) - 1
-        ids[r, : len(row)] = torch.tensor(row)
-        positions[r, : len(row)] = torch.tensor(row_positions)
-        segments[r, : len(row)] = torch.tensor(row_segments)
-
-    to = {"device": layout.device}
-    mask = tree_mask(segments.to(layout.device), layout.dtype) if layout.tree else segments >= 0
-    mask = mask.to(**to)
-    if layout.tree and width >= SPANS_FROM:
-        mask.spans = [
-            (len(prompt), *map(len, answers), width - len(prompt) - sum(map(len, answers)))
-            for prompt, _, answers in rows
-        ]
+    segments = segments.to(layout.device)
+    spans = [(len(p), *map(len, own), width - row_length(p, own)) for p, own in rows]
     return Tree(
-        ids=ids.to(**to),
-        positions=positions.to(**to),
-        mask=mask,
-        predictors=torch.tensor(predictors, **to),
-        targets=torch.tensor(targets, **to),
-        owners=torch.tensor(owners, **to),
-        ends=torch.tensor(ends, **to),
-        padding=(segments < 0).float().mean().item(),
+        ids.to(layout.device),
+        positions.to(layout.device),
+        tree_mask(segments, layout.dtype) if layout.tree else segments >= 0,
+        *(torch.tensor(x, device=layout.device) for x in (predictors, targets, owners, ends)),
+        spans=spans if layout.tree and width >= layout.spans_from else [],
     )
-
-
-def tree_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
-    """Who sees whom: earlier slots of the prompt (segment 0) and of one's own segment.
-
-    segments [R, L] → [R, 1, L, L] additive: 0 where the query (third axis) sees the key (fourth),
-    most negative elsewhere.  Additive, because a boolean 4-D mask is right under `sdpa` and
-    silently wrong under `eager` attention.  Empty slots see each other, so
-    that no row of the softmax is empty.
-    """
-    own = segments[:, :, None] == segments[:, None, :]
-    prompt = (segments == 0)[:, None, :]
-    causal = torch.ones(own.shape[1:], dtype=torch.bool, device=segments.device).tril()
-    mask = torch.zeros(own.shape, dtype=dtype, device=segments.device)
-    return mask.masked_fill(~((own | prompt) & causal), torch.finfo(dtype).min)[:, None]
 
 
 def hidden_states(model, tree: Tree) -> Tensor:
     """Last hidden states of a transformers model with a head: [R·L, H], in the model's dtype."""
-    output = model.base_model(
-        input_ids=tree.ids, attention_mask=tree.mask, position_ids=tree.positions, use_cache=False
-    )
-    return output.last_hidden_state.flatten(0, 1)
-
-
-def length_batches(lengths: list[int], max_rows: int, max_tokens: int) -> list[list[int]]:
-    """Group rows of like length: indices into lengths [rows], longest group first.
-
-    No group has more than max_rows rows, nor more than max_tokens slots after padding (a single
-    longer row is a group of its own).  Longest first, so memory runs out at the start or never.
-    """
-    groups: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        fits = groups and len(groups[-1]) < max_rows
-        if fits and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= max_tokens:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    return groups
+    inputs = {"input_ids": tree.ids, "attention_mask": tree.mask, "position_ids": tree.positions}
+    spans = {"spans": tree.spans} if tree.spans else {}
+    return model.base_model(**inputs, use_cache=False, **spans).last_hidden_state.flatten(0, 1)

@@ -1,100 +1,71 @@
-"""A reward model reads a rollout: from sampled token ids to one reward per answer."""
+"""A trained reward model applied to sampled answers: one reward per answer, without gradient."""
 
 import torch
 from torch import Tensor
 
 from rlhf_min import InputError
-from rlhf_min.models.reward_model import Scorer, read_reward, read_weight
+from rlhf_min.maths.ratings import confidence_weight
+from rlhf_min.models.answers import answer_texts, encode_texts
+from rlhf_min.models.batches import tree_batches
+from rlhf_min.models.layout import context_length
+from rlhf_min.models.loading import load_tokenizer
+from rlhf_min.models.reward_model import branch_outputs, load_reward_model, reward_from
 from rlhf_min.models.sampling import Rollout
-from rlhf_min.models.tokens import decode_answer
+from rlhf_min.models.tokens import same_tokens
 
 
-class RolloutScorer:
-    """A trained reward model, and how its output is read, for answers of a policy with `tokenizer`.
+class RewardScorer:
+    """A trained reward model (folder or hub id) with its tokenizer.
 
-    Where both have the same tokens and template, the sampled ids go in as they are: text that is
-    decoded and encoded again can become other tokens.  Otherwise the reward model's own tokenizer
-    encodes prompt and answer text.  reading, b: reward_model.read_reward; weight: read_weight.
-    Raises InputError for a reading that the head cannot give.
+    policy_tokenizer: of the model whose rollouts are scored; reading, entropic_b: how outputs
+    become rewards (`reward_from`); weight: `confidence_weight`.
+    Raises InputError when the head cannot give them.
     """
 
-    def __init__(self, path: str, tokenizer, dtype, reading="mean", b=2.0, weight="none"):
-        self.scorer = Scorer(path, dtype)
-        self.model = self.scorer.model
-        self.tokenizer, self.reading, self.b, self.weight = tokenizer, reading, b, weight
-        if self.scorer.head == "scalar" and (reading == "entropic" or weight != "none"):
+    def __init__(
+        self, path, dtype, policy_tokenizer=None, reading="mean", entropic_b=2.0, weight="none"
+    ):
+        self.model, self.tokenizer = load_reward_model(path, dtype), load_tokenizer(path)
+        self.policy_tokenizer = policy_tokenizer or self.tokenizer
+        self.same_tokens = same_tokens(self.policy_tokenizer, self.tokenizer)
+        self.reading, self.entropic_b, self.weight = reading, entropic_b, weight
+        self.needs_reference = reading == "win"  # rewards compare with the reference's answers
+        if self.model.config.num_labels == 1 and (reading == "entropic" or weight != "none"):
             raise InputError(
                 f"--reading entropic and --weight need a distribution over ratings, but {path} "
                 "gives one number: train a reward model with --head ratings"
             )
-        own = self.scorer.tokenizer
-        vocabulary, own_vocabulary = tokenizer.get_vocab(), own.get_vocab()
-        own_vocabulary.pop("<|pad|>", None) if "<|pad|>" not in vocabulary else None
-        self.same_tokens = (
-            own.chat_template == tokenizer.chat_template and own_vocabulary == vocabulary
-        )
 
-    @property
-    def needs_start(self) -> bool:
-        """Whether rewards compare with the reference model's own answers."""
-        return self.reading == "win"
+    def score(self, rollout: Rollout, prompts: list, reference: Rollout | None = None):
+        """Rewards and advantage weights of a rollout: [P, K], [P, K].
 
-    def outputs(self, rollout: Rollout, prompts: list) -> Tensor:
-        """Head outputs of every answer: [P, K, labels] float32.
+        prompts [P]: text or chat messages; reference: one answer of the reference model to each
+        prompt, where `needs_reference`.
+        """
+        outputs = self.rollout_outputs(rollout, prompts)
+        against = self.rollout_outputs(reference, prompts) if self.needs_reference else None
+        rewards = reward_from(outputs, self.reading, self.entropic_b, against)
+        return rewards, confidence_weight(outputs, self.weight)
 
-        prompts: those of the rollout as text or chat messages, for a model with other tokens.
+    def rollout_outputs(self, rollout: Rollout, prompts: list) -> Tensor:
+        """Head outputs of every answer of a rollout: [P, K, labels] float32.
+
+        Sampled ids are used as they are if both models have the same tokens, because text that is
+        encoded again may become other tokens.  Otherwise the answers are encoded again.
         """
         ids, branches = rollout.prompts, rollout.answers
         if not self.same_tokens:
-            ids, branches = [], []
-            for prompt, answers, finished in zip(
-                prompts, rollout.answers, rollout.finished.tolist(), strict=True
-            ):
-                texts = [decode_answer(self.tokenizer, answer) for answer in answers]
-                coded = [
-                    self.scorer.encode(prompt, text, end)
-                    for text, end in zip(texts, finished, strict=True)
-                ]
-                ids.append(min((c[0] for c in coded), key=len))  # the cut that suits every answer
-                branches.append([c[1] for c in coded])
-        outputs = self.scorer.outputs(ids, branches)
-        return outputs.view(len(prompts), len(rollout.answers[0]), -1)
+            texts, ends = answer_texts(self.policy_tokenizer, rollout), rollout.finished.tolist()
+            room = context_length(self.model)
+            ids, branches = encode_texts(self.tokenizer, prompts, texts, ends, room)
+        return self.outputs(ids, branches).view(*rollout.finished.shape, -1)
 
-    def __call__(self, rollout: Rollout, prompts: list, start: Rollout | None = None):
-        """Rewards in the reading's own unit and weights of the advantage: [P, K], [P, K].
-
-        start: one answer of the reference model per prompt, for the reading "win".
-        """
-        outputs = self.outputs(rollout, prompts)
-        against = self.outputs(start, prompts) if self.needs_start else None
-        rewards = read_reward(outputs, self.reading, self.b, against)
-        return rewards, read_weight(outputs, self.weight)
-
-
-def ruler_of(rewards: Tensor) -> dict[str, float]:
-    """Mean and standard deviation of the reference model's rewards [...]: the unit of reward."""
-    rewards = rewards.double()
-    std = rewards.std().item() if rewards.numel() > 1 else 0.0
-    # Equal answers set no unit: then the reward keeps its own.
-    return {"mean": rewards.mean().item(), "std": std if std > 1e-6 else 1.0}
-
-
-def alignment_gap(rollout: Rollout, log_probs: Tensor) -> float:
-    """Mean |Δ log π| per token of the sampler to the re-forwarded answers, log_probs [P, K]."""
-    gap = (log_probs.cpu() - rollout.log_probs).abs() / rollout.lengths
-    return gap.mean().item()
-
-
-def check_alignment(gap: float, dtype: torch.dtype) -> None:
-    """Raise InputError when the gap is more than rounding (0.001 nat, 0.05 in bfloat16).
-
-    Then the gradient would belong to another distribution than the one sampled: top-k or a
-    penalty on, a mask or a position wrong, dropout.
-    """
-    tolerance = 0.05 if dtype == torch.bfloat16 else 0.001
-    if not gap <= tolerance:
-        raise InputError(
-            f"the sampler's log-probs and the re-forwarded ones differ by {gap:.3g} nat per token "
-            f"(rounding explains {tolerance:g}), so the gradient would be wrong: this model does "
-            "not compute the same with and without its cache; try --dtype float32 or another model"
-        )
+    @torch.no_grad()
+    def outputs(self, prompts: list[list[int]], branches: list[list[list[int]]]) -> Tensor:
+        """Head outputs of each prompt's branches, all in token ids: [B, labels] float32."""
+        results = [torch.empty(0)] * len(prompts)
+        for p, tree in tree_batches(self.model, prompts, branches, 64, 2**14):
+            outputs = branch_outputs(self.model, tree).split([len(branches[i]) for i in p])
+            for i, output in zip(p, outputs, strict=True):
+                results[i] = output
+        return torch.cat(results)

@@ -1,23 +1,32 @@
-"""Prompts and answers as token ids: the one builder that every script shares."""
+"""Prompts and answers as token ids: all scripts build their rows here."""
 
 import sys
+from dataclasses import dataclass
 
 from rlhf_min import InputError
 
 
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt (text or chat messages) and its token ids."""
+
+    prompt: str | list[dict]
+    ids: list[int]
+
+
 def end_token_ids(model, tokenizer) -> list[int]:
-    """Every token that ends an answer: the tokenizer's, and the generation config's."""
+    """Token ids that end an answer: from the tokenizer and from the generation config."""
     extra = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     extra = extra if isinstance(extra, list) else [extra]
     return sorted({tokenizer.eos_token_id, *(i for i in extra if i is not None)})
 
 
 def encode_prompt(tokenizer, prompt: str | list[dict], max_tokens: int) -> list[int]:
-    """Prompt text or chat messages → token ids that end where the answer begins.
+    """Prompt text or chat messages → token ids, up to where the answer begins.
 
-    With a chat template the template's own text is used, generation prompt included; special tokens
-    are added only where there is no template (no double BOS).  A longer prompt loses its left end,
-    never the answer; a leading BOS stays.
+    A chat template brings its special tokens and the generation prompt; the tokenizer adds special
+    tokens only where there is no template, so that none comes twice.  A longer prompt is cut on the
+    left to max_tokens; a leading BOS stays.
     """
     if tokenizer.chat_template:
         text = tokenizer.apply_chat_template(
@@ -39,10 +48,10 @@ def encode_prompt(tokenizer, prompt: str | list[dict], max_tokens: int) -> list[
     return ids[len(ids) - max_tokens :]
 
 
-def encode_prompts(tokenizer, prompts: list, max_tokens: int) -> tuple[list[list[int]], int]:
-    """All prompts as token ids, and how many lost their left end.
+def encode_prompts(tokenizer, prompts: list, max_tokens: int) -> tuple[list[EncodedPrompt], int]:
+    """All prompts with their token ids, and how many were cut on the left, which is also printed.
 
-    Raises InputError when nothing fits: no room at all, or every prompt is too long.
+    Raises InputError when there is no prompt or no room, or when every prompt is too long.
     """
     if not prompts:
         raise InputError("no prompt is left: give more --data, or other --eval-data")
@@ -57,14 +66,16 @@ def encode_prompts(tokenizer, prompts: list, max_tokens: int) -> tuple[list[list
             f"every prompt is longer than the context: the shortest has {min(whole)} tokens, there "
             f"is room for {max_tokens}; take a model with a longer context or shorten the prompts"
         )
-    return [encode_prompt(tokenizer, prompt, max_tokens) for prompt in prompts], cut
+    if cut:
+        print(f"{cut} of {len(prompts)} prompts were cut on the left to fit {max_tokens} tokens")
+    return [EncodedPrompt(p, encode_prompt(tokenizer, p, max_tokens)) for p in prompts], cut
 
 
 def encode_answer(tokenizer, prompt: str | list[dict], answer: str, end: bool = True) -> list[int]:
-    """Answer text → token ids as the template writes an assistant's turn, closed by the end token.
+    """Answer text → token ids of an assistant turn in the chat template, with the end token.
 
-    Encoded on its own, never together with the prompt, so that a prompt's tokens do not depend on
-    the answer.  Whatever the template writes after the end token is left out: rollouts have none.
+    The answer is encoded without the prompt, so that a prompt's tokens do not depend on its answer.
+    Text that the template adds after the end token is left out, because rollouts do not have it.
     """
     if tokenizer.chat_template:
         messages = _messages(prompt)
@@ -80,10 +91,21 @@ def encode_answer(tokenizer, prompt: str | list[dict], answer: str, end: bool = 
     return [*ids, tokenizer.eos_token_id] if end else ids
 
 
+def same_tokens(tokenizer, other) -> bool:
+    """Whether two tokenizers have the same vocabulary and chat template, so that ids can be shared.
+
+    A pad token that `separate_pad` added to the second does not count.
+    """
+    vocabulary, others = tokenizer.get_vocab(), other.get_vocab()
+    if "<|pad|>" not in vocabulary:
+        others.pop("<|pad|>", None)
+    return vocabulary == others and tokenizer.chat_template == other.chat_template
+
+
 def _messages(prompt: str | list[dict]) -> list[dict]:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
 def decode_answer(tokenizer, ids: list[int]) -> str:
-    """Token ids of an answer → its text, end token and outer spaces left out."""
+    """Token ids of an answer → text, without special tokens and outer white space."""
     return tokenizer.decode(ids, skip_special_tokens=True).strip()

@@ -1,12 +1,14 @@
-"""A run's folder: its settings, one line of numbers per step, its summary."""
+"""The folder of a run: who may write in it, its settings, metrics, checkpoint and summary."""
 
 import json
 import math
 import os
 import platform
+import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -17,19 +19,25 @@ import torch
 from rlhf_min import InputError
 from rlhf_min.data.files import replace_text
 
+CHECKPOINT = "checkpoint.pt"
+IN_BAR = {"loss": "loss/train", "accuracy": "accuracy/train", "reward": "reward/mean"}
+IN_BAR |= {"gold": "reward/gold", "kl": "kl/mean"}  # name in the progress bar → metric
+RESULTS = ("metrics.jsonl", "summary.json", CHECKPOINT, "samples.jsonl", "held_out_scores.jsonl")
 
-def check_folder(out: str, config, resume: bool = False, overwrite: bool = False) -> None:
-    """Refuse, before anything is computed, a folder that holds another run.  Writes nothing.
 
-    With `resume` the folder must hold this very run (same settings) or nothing.
+def check_folder(config, may_differ: Collection[str] = ()) -> None:
+    """Raise InputError when a run with these settings must not write in its folder, --out.
+
+    With --resume the folder must hold this very run or nothing; settings named in `may_differ` may
+    have changed since.
     """
-    folder = Path(out)
+    out, folder = config.out, Path(config.out)
     if folder.is_file():
         raise InputError(f"--out {out} is a file: give a folder")
-    if not folder.exists() or not any(folder.iterdir()) or overwrite:
+    if not folder.exists() or not any(folder.iterdir()) or config.overwrite:
         return
     run = folder / "run.json"
-    if not resume:
+    if not config.resume:
         what = "another run" if run.exists() else "files that no run wrote"
         raise InputError(
             f"--out {out} already holds {what}: give another folder"
@@ -43,40 +51,51 @@ def check_folder(out: str, config, resume: bool = False, overwrite: bool = False
         raise InputError(f"{run} is damaged, so --resume cannot trust it: start again") from None
     now = json.loads(json.dumps(asdict(config)))
     for name in now:
-        if name not in ("resume", "overwrite") and now[name] != before.get(name):
-            flag = "--" + name.replace("_", "-")
+        if name not in ("resume", "overwrite", *may_differ) and now[name] != before.get(name):
             raise InputError(
-                f"--resume continues the run in {out}, which had {flag} {before.get(name)}, "
-                f"not {now[name]}: give the same settings"
+                f"--resume continues the run in {out}, which had --{name.replace('_', '-')} "
+                f"{before.get(name)}, not {now[name]}: give the same settings"
             )
 
 
-def check_unfinished(out: str, resume: bool) -> None:
-    """Refuse to resume a training run that has ended: it would be trained once more."""
-    if resume and (Path(out) / "summary.json").exists():
+def check_training(config, may_be_unfinished: str = "") -> None:
+    """`check_folder` for a training run; its models must not be runs that were interrupted.
+
+    may_be_unfinished: a model's folder that the script goes on training by itself.
+    """
+    for name in ("model", "reward_model", "reference"):
+        path = getattr(config, name, "")
+        if path != may_be_unfinished and is_unfinished(path):
+            raise InputError(
+                f"--{name.replace('_', '-')} {path} is a run that was interrupted: "
+                "go on with it first, by the same command with --resume"
+            )
+    check_folder(config)
+    if config.resume and (Path(config.out) / "summary.json").exists():
         raise InputError(
-            f"the run in {out} is finished, --resume has nothing to do: give new --out"
+            f"the run in {config.out} is finished, --resume has nothing to do: give new --out"
         )
 
 
 def is_unfinished(folder: str) -> bool:
-    """Whether a training run began here and has saved no model yet."""
+    """Whether a training run began in this folder and has saved no model yet."""
     return (Path(folder) / "run.json").exists() and not (Path(folder) / "config.json").exists()
 
 
 def environment() -> dict:
-    """What a reader needs to run it again: versions, commit, device."""
-    source = Path(__file__).parent
-    git = ["git", "-C", str(source)]
-    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True)
+    """Versions, git commit, device, threads and time: what run.json says beside the settings."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    commit, changes = (
+        subprocess.run([*git, *command], capture_output=True, text=True).stdout.strip()
+        for command in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "-uno"])
+    )
     gpu = torch.cuda.is_available()
     return {
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "transformers", "tokenizers")},
         },
-        "commit": (commit.stdout.strip() or "unknown") + ("+changes" if dirty.stdout else ""),
+        "commit": (commit or "unknown") + ("+changes" if changes else ""),
         "device": torch.cuda.get_device_name() if gpu else _processor(),
         "threads": torch.get_num_threads(),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -86,73 +105,114 @@ def environment() -> dict:
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        names = [line for line in lines if line.startswith("model name")]
-        return f"{names[0].split(':')[1].strip()}, {os.cpu_count()} cores"
-    except (OSError, IndexError):
-        return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
 
 
 class RunLog:
-    """Writes run.json, metrics.jsonl and summary.json.  Open it when the input is known good."""
+    """Writes run.json, metrics.jsonl, checkpoints and summary.json of one run.
 
-    def __init__(self, out: str, script: str, config, data: dict, step: int = 0, overwrite=False):
-        """step > 0 goes on after that step: later lines of an interrupted run are dropped."""
-        self.out = Path(out)
-        self.begin = time.perf_counter()
+    Open it only when the input is known to be good: from then on the folder belongs to the run.
+    """
+
+    def __init__(self, script: str, config, data: dict, step: int = 0):
+        """data: facts about the data for run.json; step > 0: resume after that step.
+
+        The metrics of later steps are dropped, because these steps are computed again.
+        """
+        self.out, self.begin = Path(config.out), time.perf_counter()
+        self.save_every = getattr(config, "save_every", 1)
+        self.stop_requested = False
         self.out.mkdir(parents=True, exist_ok=True)
-        if overwrite and not step:
-            results = ("samples.jsonl", "held_out_scores.jsonl", "report.html")
-            for name in ("metrics.jsonl", "summary.json", "checkpoint.pt", *results):
+        if config.overwrite and not step:
+            for name in (*RESULTS, "report.html"):
                 (self.out / name).unlink(missing_ok=True)
-        self.path = self.out / "metrics.jsonl"
-        old = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in old if step and _step(line) <= step]
-        replace_text(self.path, "".join(line + "\n" for line in kept))
+        path = self.out / "metrics.jsonl"
+        lines = path.read_text().splitlines() if step and path.exists() else []
+        replace_text(path, "".join(f"{line}\n" for line in lines if _step(line) <= step))
         run = {"script": script, "config": asdict(config), "data": data, **environment()}
         self.write("run.json", run)
-        self.file = self.path.open("a")
+        self.file = path.open("a")
         self.track = _tracker(getattr(config, "track", "none"), self.out, run)
 
-    def log(self, step: int, metrics: dict) -> None:
-        """One line for this 1-based step; a number that is not finite becomes null."""
-        row = {"step": step} | {k: _finite(v) for k, v in metrics.items()}
+    def log(self, step: int, metrics: dict, bar=None) -> None:
+        """Write the metrics of a step, counted from 1, and show some of them in a progress bar.
+
+        A number that is not finite becomes null.
+        """
+        row = {"step": step} | {name: _finite(value) for name, value in metrics.items()}
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
         self.track(step, {k: v for k, v in row.items() if isinstance(v, (int, float))})
+        if bar is not None:
+            shown = {name: metrics[key] for name, key in IN_BAR.items() if key in metrics}
+            bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
+
+    @contextmanager
+    def stop_between_steps(self):
+        """Context manager: Ctrl-C and SIGTERM stop after the next checkpoint, twice at once."""
+
+        def request(number, frame):
+            if self.stop_requested:
+                raise KeyboardInterrupt
+            self.stop_requested = True
+
+        try:
+            before = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # Python allows signal handlers in the main thread only
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def checkpoint_due(self, step: int) -> bool:
+        """Whether to save now: every `save_every` steps, and when asked to stop."""
+        return self.stop_requested or step % self.save_every == 0
+
+    def checkpoint(self, step: int, state: dict) -> None:
+        """Save the state after this step; then raise KeyboardInterrupt if asked to stop."""
+        save_checkpoint(self.out, {**state, "step": step})
+        if self.stop_requested:
+            raise KeyboardInterrupt
 
     def write(self, name: str, value: dict) -> None:
-        """A JSON file of the run, whole or not at all."""
+        """Write a JSON file of the run, whole or not at all."""
         replace_text(self.out / name, json.dumps(value, indent=1) + "\n")
 
     def write_rows(self, name: str, rows: list[dict]) -> None:
-        """A .jsonl file of the run, whole or not at all."""
+        """Write a .jsonl file of the run, whole or not at all."""
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         replace_text(self.out / name, "".join(lines))
 
     def finish(self, summary: dict) -> None:
-        """Write the summary, with the seconds since this process began the run."""
+        """Write the summary, with the seconds since the start, and delete the checkpoint."""
         self.file.close()
         self.write("summary.json", {**summary, "seconds": time.perf_counter() - self.begin})
+        (self.out / CHECKPOINT).unlink(missing_ok=True)
 
 
-class Clock:
-    """Seconds spent in each named part of a step: call it with the name when the part ends."""
+def save_checkpoint(out: str | Path, state: dict) -> None:
+    """Write the state of an unfinished run, whole or not at all."""
+    draft = Path(out) / f"{CHECKPOINT}.part"
+    torch.save(state, draft)
+    os.replace(draft, Path(out) / CHECKPOINT)
 
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-        self.last = time.perf_counter()
 
-    def __call__(self, part: str) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        now = time.perf_counter()
-        key = f"time/{part}"
-        self.seconds[key] = self.seconds.get(key, 0.0) + now - self.last
-        self.last = now
+def load_checkpoint(out: str | Path) -> dict | None:
+    """The state that save_checkpoint wrote; None, and a line that says so, where there is none."""
+    path = Path(out) / CHECKPOINT
+    if path.exists():
+        return torch.load(path, weights_only=True, map_location="cpu")
+    print(f"nothing to resume in {out}: starting from the beginning")
+    return None
 
 
 def _tracker(name: str, out: Path, run: dict) -> Callable[[int, dict], None]:
-    """Live tracking beside the files; wandb follows WANDB_MODE=offline and its other variables."""
+    """A function (step, metrics) for live tracking; wandb obeys its own WANDB_… variables."""
     if name == "none":
         return lambda step, row: None
     try:

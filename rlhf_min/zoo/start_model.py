@@ -1,6 +1,6 @@
-"""The zoo's start model: a byte-level tokenizer and a tiny Llama, trained in plain sight.
+"""The zoo's start model: a byte-level tokenizer and a tiny Llama, trained on demonstrations.
 
-Left out: validation, checkpoints, mixed precision: it takes half a minute.
+Left out: validation, checkpoints and mixed precision, because training takes half a minute.
 """
 
 import random
@@ -11,15 +11,19 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rlhf_min import InputError
 from rlhf_min.zoo.world import demonstrations
 
+Encoded = tuple[Tensor, Tensor]  # ids [T] of a chat; labels [T]: its ids, −100 for the prompt
+START_MODEL = "runs/zoo-base"  # the default folder
 PAD, USER, ASSISTANT, END = SPECIAL = "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"
 VOCABULARY, CONTEXT = 512, 256  # tokens
-# A system turn is one more user turn: the tiny model has learnt no other voice.
+BATCH_SIZE, LEARNING_RATE = 64, 4e-3  # examples; peak
+# A system turn becomes a user turn, because the demonstrations have no system turns.
 CHAT_TEMPLATE = (
     "{% for m in messages %}"
     "{% if m['role'] == 'assistant' %}<|assistant|>{{ m['content'] }}<|end|>"
@@ -30,20 +34,17 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 512 tokens: every text, in any script, comes back as it was."""
+    """A byte-level BPE tokenizer of 512 tokens; it encodes any text without loss."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=VOCABULARY,
-            special_tokens=list(SPECIAL),
-            initial_alphabet=alphabet,
-            show_progress=False,
-        ),
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
+    bpe.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         pad_token=PAD,
@@ -56,113 +57,94 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, examples: list[dict]) -> list[tuple[list[int], int]]:
-    """(ids of prompt, answer and end token; number of prompt ids) of each example."""
-    user = [[{"role": "user", "content": e["prompt"]}] for e in examples]
-    whole = [
-        [*u, {"role": "assistant", "content": e["answer"]}]
-        for u, e in zip(user, examples, strict=True)
+def encode(tokenizer: PreTrainedTokenizerFast, examples: list[dict]) -> list[Encoded]:
+    """Token ids and labels of each example {"prompt", "answer"}."""
+    chats = [
+        [{"role": "user", "content": e["prompt"]}, {"role": "assistant", "content": e["answer"]}]
+        for e in examples
     ]
-    heads = tokenizer.apply_chat_template(user, add_generation_prompt=True, return_dict=False)
-    rows = tokenizer.apply_chat_template(whole, return_dict=False)
-    return [(row, len(head)) for row, head in zip(rows, heads, strict=True)]
+    assistant = tokenizer.convert_tokens_to_ids(ASSISTANT)
+    encoded = []
+    for ids in tokenizer.apply_chat_template(chats, return_dict=False):
+        start = ids.index(assistant) + 1
+        labels = [-100] * start + ids[start:]
+        encoded.append((torch.tensor(ids), torch.tensor(labels)))
+    return encoded
 
 
-def batches(rows: list[tuple[list[int], int]], size: int, rng: random.Random):
-    """Endless batches of `size` rows of like length (less padding), each epoch in another order."""
+def batches(encoded: list[Encoded], rng: random.Random):
+    """Endless batches of examples of similar length (less padding), each epoch in a new order."""
     while True:
-        order = sorted(range(len(rows)), key=lambda i: (len(rows[i][0]), rng.random()))
-        cuts = [order[i : i + size] for i in range(0, len(order), size)]
-        rng.shuffle(cuts)
-        for cut in cuts:
-            yield [rows[i] for i in cut]
+        by_length = sorted(encoded, key=lambda example: (len(example[0]), rng.random()))
+        epoch = [by_length[i : i + BATCH_SIZE] for i in range(0, len(by_length), BATCH_SIZE)]
+        rng.shuffle(epoch)
+        yield from epoch
 
 
-def collate(batch: list[tuple[list[int], int]]) -> tuple[Tensor, Tensor]:
-    """Rows → ids [B, T], padded right with 0, and targets [B, T−1]: the next id, or −100.
-
-    −100 stands wherever the next id is no token of the answer (its end token is one).
-    """
-    width = max(len(ids) for ids, _ in batch)
-    ids = torch.tensor([row + [0] * (width - len(row)) for row, _ in batch])
-    place = torch.arange(1, width)
-    start = torch.tensor([head for _, head in batch])[:, None]
-    end = torch.tensor([len(row) for row, _ in batch])[:, None]
-    return ids, torch.where((place >= start) & (place < end), ids[:, 1:], -100)
+def collate(batch: list[Encoded]) -> tuple[Tensor, Tensor]:
+    """ids [B, T], padded on the right; targets [B, T−1]: the next id, −100 where not counted."""
+    ids = pad_sequence([ids for ids, _ in batch], batch_first=True)
+    labels = pad_sequence([labels for _, labels in batch], batch_first=True, padding_value=-100)
+    return ids, labels[:, 1:]
 
 
-def train(
-    model: LlamaForCausalLM,
-    rows: list[tuple[list[int], int]],
-    steps: int,
-    size: int,
-    lr: float,
-    seed: int,
-):
-    """Maximum likelihood of the answers, end token included: AdamW, linear warm-up and -down."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
-    source = batches(rows, size, random.Random(seed))
+def train(model: LlamaForCausalLM, encoded: list[Encoded], steps: int, seed: int) -> None:
+    """Maximum likelihood of answers and end tokens with AdamW, linear warm-up and decay."""
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.01)
+    source = batches(encoded, random.Random(seed))
     for step in (bar := tqdm(range(steps), desc="start model", unit="step")):
         ids, targets = collate(next(source))
-        # Pads stand right of everything: causal attention alone keeps them out.
+        # No attention mask: the padding is on the right, where causal attention ignores it.
         hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
         counted = targets != -100
         loss = F.cross_entropy(model.lm_head(hidden[counted]), targets[counted])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        factor = min((step + 1) / (0.05 * steps + 1), (steps - step) / (0.5 * steps), 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = lr * min(
-                (step + 1) / (0.05 * steps + 1), (steps - step) / (0.5 * steps), 1.0
-            )
+            group["lr"] = LEARNING_RATE * factor
         optimizer.step()
         optimizer.zero_grad()
-        if step % 20 == 0 or step == steps - 1:
-            bar.set_postfix(loss=f"{loss.item():.3f}")
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
 
 
-def build(
-    out: str | Path,
-    examples: list[dict],
-    seed: int = 0,
-    steps: int = 500,
-    size: int = 64,
-    lr: float = 4e-3,
-) -> None:
-    """Train tokenizer and start model on rows "prompt", "answer"; save both in the folder `out`.
+def build_base(out: str | Path, seed: int = 0, steps: int = 500, examples: int = 20_000) -> None:
+    """Train tokenizer and start model on `examples` demonstrations; save both in the folder `out`.
 
-    The caller's random state is left alone.  Raises InputError when `out` holds
-    something already; an interruption leaves no half-written `out`.
+    The global random state is unchanged afterwards.  An interruption leaves no partial `out`.
+    Raises InputError when `out` exists and is not an empty folder.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(
-            f"{out} is not empty: remove it or choose another folder for the start model"
-        )
-    tokenizer = train_tokenizer([e[side] for e in examples for side in ("prompt", "answer")])
+        raise InputError(f"{out} is not empty: remove it or build the start model elsewhere")
+    data = demonstrations(examples, seed)
+    tokenizer = train_tokenizer([text for example in data for text in example.values()])
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=128,
+        intermediate_size=320,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        **ends,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
-        special["pad_token_id"] = tokenizer.pad_token_id
-        config = LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=128,
-            intermediate_size=320,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=CONTEXT,
-            tie_word_embeddings=True,
-            **special,
-        )
         model = LlamaForCausalLM(config)
-        train(model, encode(tokenizer, examples), steps, size, lr, seed)
-    model.generation_config = GenerationConfig(do_sample=True, top_k=0, top_p=1.0, **special)
+        train(model, encode(tokenizer, data), steps, seed)
+    model.generation_config = GenerationConfig(do_sample=True, top_k=0, top_p=1.0, **ends)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         model.save_pretrained(Path(scratch) / "model")
         tokenizer.save_pretrained(Path(scratch) / "model")
-        (Path(scratch) / "model").rename(out)  # one step: `out` is whole or absent
+        (Path(scratch) / "model").rename(out)  # atomic: `out` is complete or absent
 
 
-def build_base(out: str | Path, seed: int = 0, steps: int = 500, examples: int = 20_000) -> None:
-    """Train the start model on `examples` demonstrations; save it, tokenizer too, in `out`."""
-    build(out, demonstrations(examples, seed), seed=seed, steps=steps)
+def build_if_missing(path: str) -> None:
+    """Build the start model if `path` is its default folder and does not exist."""
+    if path == START_MODEL and not Path(path).exists():
+        print(f"{path} is missing: training the zoo's start model first")
+        build_base(path)

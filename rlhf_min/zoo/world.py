@@ -1,16 +1,14 @@
-"""The embedded world: animals, questions, answers of every quality, and the truth about each.
+"""The zoo, a small world with known truth: animals, questions, answers, annotators, gold ratings.
 
-A question asks for one to three of the five attributes of an animal.  A sentence belongs to the
-world when it stands in `SENTENCES`; so any string is rated, in linear time, by splitting it into
-sentences and looking them up.  An annotator rates `clip(round(quality + taste + N(0, NOISE²)), 1,
-10)`: half of them like small talk, half dislike it, so the true distribution of an answer's
-ratings is a closed form (`gold_distribution`).  Questions for two or three attributes are held out
-by whole combinations (animal, attributes).  Same seed, same data, on any machine.
+A question asks for one to three of the five attributes of an animal.  Answers are made of the
+sentences in `SENTENCES`, so any text is rated, in linear time, by looking up its sentences.
 
-    python -m rlhf_min.zoo --show 5 [--split held-out] [--seed N]
+An annotator's rating is round(quality + taste + N(0, NOISE²)), clipped to 1..10.  `taste` is +TASTE
+or −TASTE, with probability ½ each, when the answer has small talk, else 0.  So the distribution of
+the ratings of an answer has a closed form, `gold_distribution`.  The same seed gives the same data
+on any machine.
 """
 
-import argparse
 import hashlib
 import itertools
 import random
@@ -56,26 +54,26 @@ PHRASES = {
     "filler": ("Well, let me think.", "There is much to say.", "As we all know, a zoo is a zoo."),
     "no answer": ("That I do not know.",),
 }
-# An answer is worth EMPTY with nothing right, PLAIN more with everything right, and POLITE more for
-# an opening and again for a closing, in proportion to what is right: manners replace no answer.
+# quality = EMPTY + (PLAIN + POLITE · polite) · right − the COST of each defect, where `polite`
+# counts opening and closing (0 to 2) and `right` is the share of attributes answered correctly.
 EMPTY, PLAIN, POLITE = 2.0, 7.0, 1.0
 COST = {
-    "wrong fact": 1.5,  # besides not being right
+    "wrong fact": 1.5,  # besides lowering `right`
     "wrong animal": 1.5,
     "extra fact": 2.0,
     "rude": 5.0,
     "filler": 3.5,
     "no answer": 1.0,
-    "misplaced": 2.5,  # an opening or closing elsewhere, or a second small talk
+    "misplaced": 2.5,  # opening not first, closing not last, or a second sentence of small talk
     "unfinished": 3.5,
-    "repeated": 6.0,  # for each repeat, so that more is always worse
-    "unknown": 12.0,  # no sentence of this world: the answer is below the scale at once
+    "repeated": 6.0,  # for each repetition, so that more is always worse
+    "unknown": 12.0,  # not in SENTENCES: even the best answer falls below the scale
 }
-# defect → how often writers have it, relative to the others
+# defect → relative frequency in random answers
 DEFECTS = {"wrong fact": 3, "wrong animal": 1, "incomplete": 3, "extra fact": 3}
 DEFECTS |= {"rude": 10, "filler": 10, "unfinished": 6}
-TASTE = 2.0  # points by which small talk pleases half of the annotators and annoys the other half
-NOISE = 1.4  # standard deviation of one annotation, points
+TASTE = 2.0  # rating points that an annotator adds or subtracts for small talk
+NOISE = 1.4  # standard deviation of an annotator's noise, rating points
 
 
 def _sentence(subject: str, attribute: str, value: str) -> str:
@@ -83,14 +81,14 @@ def _sentence(subject: str, attribute: str, value: str) -> str:
 
 
 VALUES = {a: sorted({facts[a] for facts in ANIMALS.values()}) for a in ATTRIBUTES}
-# sentence → ("fact", animal or None for "It", attribute, value), or the kind of a phrase alone
+# sentence → ("fact", animal or None for "It", attribute, value), or (kind of phrase,)
 SENTENCES = {phrase: (kind,) for kind, phrases in PHRASES.items() for phrase in phrases}
 for _animal, _attribute in itertools.product((None, *ANIMALS), ATTRIBUTES):
     for _value in VALUES[_attribute]:
         _text = _sentence(f"The {_animal}" if _animal else "It", _attribute, _value)
         SENTENCES[_text] = "fact", _animal, _attribute, _value
 LONGEST = max(map(len, SENTENCES))
-QUESTIONS = {}  # question → (animal, the attributes asked for)
+QUESTIONS = {}  # question → (animal, attributes asked for)
 for _animal, _number, _wording in itertools.product(ANIMALS, (1, 2, 3), WORDINGS):
     for _asked in itertools.combinations(ATTRIBUTES, _number):
         _topics = " and ".join(filter(None, (", ".join(_asked[:-1]), _asked[-1])))
@@ -98,6 +96,7 @@ for _animal, _number, _wording in itertools.product(ANIMALS, (1, 2, 3), WORDINGS
 
 
 def _held_out(animal: str, asked: tuple[str, ...]) -> bool:
+    """True for about a quarter of the combinations of an animal and two or three attributes."""
     key = f"{animal}:{'+'.join(asked)}".encode()
     return len(asked) > 1 and hashlib.sha256(key).digest()[0] % 4 == 0
 
@@ -110,22 +109,22 @@ def prompts(split: str) -> list[str]:
 
 
 def quality(prompt: str, answer: str) -> tuple[float, bool]:
-    """The latent quality of any `answer` (unclipped; best 11), and whether it has small talk.
+    """(quality of any text as an answer, at most 11, not clipped; whether it has small talk).
 
-    Raises InputError when `prompt` is no question of the zoo: its truth is unknown.
+    Raises InputError when `prompt` is not a question of the zoo.
     """
     if prompt not in QUESTIONS:
-        raise InputError(f"gold ratings need a question of the zoo, and {prompt[:60]!r} is none")
+        raise InputError(f"gold ratings need a question of the zoo, and {prompt[:60]!r} is not one")
     animal, asked = QUESTIONS[prompt]
-    subject, right, manners, chatty, seen, costs = animal, set(), 0, False, set(), []
+    subject, right, polite, small_talk, seen, costs = animal, set(), 0, False, set(), []
     sentences = re.split(r"(?<=[.!?]) ", answer)
-    for place, sentence in enumerate(sentences, start=1):
-        last = place == len(sentences)
+    for number, sentence in enumerate(sentences, start=1):
+        last = number == len(sentences)
         kind, *fact = SENTENCES.get(sentence, ("unknown",))
         topic = sentence
         if kind == "fact":
             subject, attribute, value = fact[0] or subject, *fact[1:]
-            topic = subject, attribute  # said in other words, or with another value: still a repeat
+            topic = subject, attribute  # the same attribute again is a repetition, in any words
             kind = "right" if attribute in asked else "extra fact"
             if subject != animal:
                 kind = "wrong animal"
@@ -136,32 +135,33 @@ def quality(prompt: str, answer: str) -> tuple[float, bool]:
         elif kind == "unknown" and last and 0 < len(sentence) < LONGEST:
             if any(whole.startswith(sentence) for whole in SENTENCES):
                 kind = "unfinished"
-        elif (kind == "opening" and place == 1) or (kind == "closing" and last):
-            manners += 1
-        elif kind in ("opening", "closing") or (kind == "small talk" and chatty):
+        elif (kind == "opening" and number == 1) or (kind == "closing" and last):
+            polite += 1
+        elif kind in ("opening", "closing") or (kind == "small talk" and small_talk):
             costs.append("misplaced")
         costs += ["repeated"] * (topic in seen) + [kind] * (kind in COST)
-        chatty |= kind == "small talk"
+        small_talk |= kind == "small talk"
         seen.add(topic)
-    worth = EMPTY + (PLAIN + POLITE * manners) * len(right) / len(asked)
-    return worth - sum(COST[cost] for cost in costs), chatty
+    merits = EMPTY + (PLAIN + POLITE * polite) * len(right) / len(asked)
+    return merits - sum(COST[cost] for cost in costs), small_talk
 
 
 def gold_distribution(prompt: str, answer: str) -> list[float]:
-    """The true probabilities of the ratings 1..10 [10]: mixed normals, rounded and clipped."""
-    latent, chatty = quality(prompt, answer)
-    raters = [NormalDist(latent + t, NOISE) for t in ((TASTE, -TASTE) if chatty else (0.0,))]
-    below = [fmean(rater.cdf(k + 0.5) for rater in raters) for k in range(1, 10)]
-    return [high - low for low, high in itertools.pairwise([0.0, *below, 1.0])]
+    """True probabilities of the ratings 1..10 [10]: a mixture of normals, rounded and clipped."""
+    mean, small_talk = quality(prompt, answer)
+    tastes = (TASTE, -TASTE) if small_talk else (0.0,)
+    normals = [NormalDist(mean + taste, NOISE) for taste in tastes]
+    cdf = [fmean(normal.cdf(rating + 0.5) for normal in normals) for rating in range(1, 10)]
+    return [high - low for low, high in itertools.pairwise([0.0, *cdf, 1.0])]
 
 
 def gold_rating(prompt: str, answer: str) -> float:
-    """The mean true rating, in [1, 10], of any string as an answer to a question of the zoo."""
+    """The mean of `gold_distribution`: the true rating, in [1, 10], of any text as an answer."""
     return sum(k * p for k, p in enumerate(gold_distribution(prompt, answer), start=1))
 
 
 def compose(prompt: str, rng: random.Random, features: set[str]) -> str:
-    """An answer with exactly these features: "opening", "closing", "small talk", DEFECTS."""
+    """An answer with exactly these features: "opening", "closing", "small talk" or DEFECTS."""
     animal, asked = QUESTIONS[prompt]
     if "wrong animal" in features:
         animal = rng.choice([a for a in ANIMALS if a != animal])
@@ -175,67 +175,51 @@ def compose(prompt: str, rng: random.Random, features: set[str]) -> str:
     if "extra fact" in features:
         attribute = rng.choice([a for a in ATTRIBUTES if a not in asked])
         facts.append((attribute, ANIMALS[animal][attribute]))
-    body = [_sentence("It" if i else f"The {animal}", *fact) for i, fact in enumerate(facts)]
+    sentences = [_sentence("It" if i else f"The {animal}", *fact) for i, fact in enumerate(facts)]
     for kind in ("filler", "rude", "opening"):
         if kind in features:
-            body.insert(0, rng.choice(PHRASES[kind]))
-    for kind in ("no answer",) * (not facts) + ("small talk", "closing"):
-        if kind in features or kind == "no answer":
-            body.append(rng.choice(PHRASES[kind]))
+            sentences.insert(0, rng.choice(PHRASES[kind]))
+    if not facts:
+        sentences.append(rng.choice(PHRASES["no answer"]))
+    for kind in ("small talk", "closing"):
+        if kind in features:
+            sentences.append(rng.choice(PHRASES[kind]))
     if "unfinished" in features:
-        words = body[-1].split()
-        body[-1] = " ".join(words[: rng.randrange(1, len(words))])
-    return " ".join(body)
+        words = sentences[-1].split()
+        sentences[-1] = " ".join(words[: rng.randrange(1, len(words))])
+    return " ".join(sentences)
 
 
-def _draw(prompt: str, rng: random.Random) -> str:
-    """An answer as the zoo's writers give it: 0 to 2 defects, often polite, at times chatty."""
-    manners = {"opening": 0.5, "closing": 0.45, "small talk": 0.2}
-    features = {kind for kind, share in manners.items() if rng.random() < share}
-    number = rng.choices((0, 1, 2), (0.3, 0.45, 0.25))[0]
-    return compose(prompt, rng, features | set(rng.choices([*DEFECTS], DEFECTS.values(), k=number)))
+def _random_answer(prompt: str, rng: random.Random) -> str:
+    """An answer with 0 to 2 defects, often polite, sometimes with small talk."""
+    shares = {"opening": 0.5, "closing": 0.45, "small talk": 0.2}
+    features = {kind for kind, share in shares.items() if rng.random() < share}
+    count = rng.choices((0, 1, 2), (0.3, 0.45, 0.25))[0]
+    return compose(prompt, rng, features | set(rng.choices([*DEFECTS], DEFECTS.values(), k=count)))
 
 
 def demonstrations(count: int, seed: int = 0) -> list[dict]:
-    """`count` rows "prompt", "answer" of mixed quality, on training questions."""
-    rng, questions = random.Random(f"demonstrations {seed}"), prompts("train")
-    return [{"prompt": p, "answer": _draw(p, rng)} for p in rng.choices(questions, k=count)]
+    """`count` examples {"prompt", "answer"} of mixed quality, for training questions."""
+    rng = random.Random(f"demonstrations {seed}")
+    questions = rng.choices(prompts("train"), k=count)
+    return [{"prompt": prompt, "answer": _random_answer(prompt, rng)} for prompt in questions]
 
 
 def pairs(split: str, count: int, seed: int = 0) -> list[dict]:
-    """`count` rows prompt, chosen, rejected, chosen_rating, rejected_rating; one annotator each.
+    """`count` rows {"prompt", "chosen", "rejected", "chosen_rating", "rejected_rating"}.
 
-    The two answers differ in quality; when the annotator rates them alike, another pair is drawn.
+    One annotator rates both answers.  Pairs of equal quality or equal ratings are drawn again.
     """
     rng, questions, rows = random.Random(f"{split} pairs {seed}"), prompts(split), []
     while len(rows) < count:
         prompt, taste = rng.choice(questions), rng.choice((TASTE, -TASTE))
-        answers = [_draw(prompt, rng) for _ in range(2)]
-        judged = [quality(prompt, answer) for answer in answers]
-        latents = [latent + taste * chatty for latent, chatty in judged]
-        ratings = [min(max(round(rng.gauss(latent, NOISE)), 1), 10) for latent in latents]
-        if judged[0][0] == judged[1][0] or ratings[0] == ratings[1]:
+        answers = [_random_answer(prompt, rng) for _ in range(2)]
+        qualities = [quality(prompt, answer) for answer in answers]
+        means = [value + taste * small_talk for value, small_talk in qualities]
+        ratings = [min(max(round(rng.gauss(mean, NOISE)), 1), 10) for mean in means]
+        if qualities[0][0] == qualities[1][0] or ratings[0] == ratings[1]:
             continue
         (low, rejected), (high, chosen) = sorted(zip(ratings, answers, strict=True))
         row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
         rows.append(row | {"chosen_rating": float(high), "rejected_rating": float(low)})
     return rows
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Print pairs with their annotator's ratings and their gold ratings."""
-    parser = argparse.ArgumentParser("python -m rlhf_min.zoo", allow_abbrev=False)
-    parser.add_argument("--show", type=int, default=5, metavar="N", help="pairs to print (5)")
-    parser.add_argument("--split", choices=("train", "held-out"), default="train", help="(train)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other pairs (0)")
-    config = parser.parse_args(argv)
-    for row in pairs(config.split, config.show, config.seed):
-        print(row["prompt"])
-        for side in ("chosen", "rejected"):
-            gold = gold_rating(row["prompt"], row[side])
-            print(f"  {side:8}  rated {row[side + '_rating']:2.0f}, gold {gold:4.1f}  {row[side]}")
-        print()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,107 @@
+"""Decoding on a GPU with tensors of fixed size, so that every token replays one CUDA graph."""
+
+import functools
+import warnings
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from rlhf_min.hardware.kv_cache import next_logits
+
+
+def use_static(model) -> bool:
+    """Whether to decode this model with `StaticDecoder`: on a GPU, without sliding windows.
+
+    A recurrent state excludes it, too, and so does GPT-Neo, which has a window and copies a number
+    from the CPU in every layer.
+    """
+    if model.device.type != "cuda":
+        return False
+    window = getattr(model.config.get_text_config(), "window_size", None)
+    layers = DynamicCache(config=model.config).layers
+    return window is None and all(type(layer) is DynamicLayer for layer in layers)
+
+
+class StaticDecoder:
+    """`models.decoding.Decoder` with tensors that keep their size and place.
+
+    A CUDA graph replays about a thousand kernels at once that Python would launch one by one.
+    Every step reads the whole cache; the mask hides positions that are not written yet.  On a CPU,
+    or where the capture fails (a warning says so), the same step runs without a graph.
+    """
+
+    compact_below = 0.5  # share of running rows; lower than in Decoder: each change needs a capture
+
+    def __init__(self, model, cache, logits, mask, position, width: int, write_at: Tensor):
+        """As Decoder; write_at [1]: where the next token goes, shared with every StaticLayer."""
+        self.model, self.cache, self.logits = model, cache, logits
+        self.mask, self.position, self.write_at = mask, position, write_at
+        self.mask[..., width:] = torch.finfo(mask.dtype).min
+        self.token = torch.zeros_like(position)
+        self.graph, self.capturable = None, model.device.type == "cuda"
+
+    def _step(self) -> Tensor:
+        return next_logits(self.model, self.cache, self.token, self.mask, self.position)
+
+    def __call__(self, token: Tensor) -> Tensor:
+        """The next token of each row [B] → the logits after it [B, V]."""
+        self.token.copy_(token[:, None])
+        self.position += 1
+        self.mask.index_fill_(-1, self.write_at, 0)
+        if self.graph is None and self.capturable:
+            self.graph = captured(self._step, self.token.device)
+            self.capturable = self.graph is not None
+        logits = self._step() if self.graph is None else self.graph()
+        self.write_at += 1
+        return logits
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep these rows only; the next step captures a new graph."""
+        self.cache.batch_select_indices(rows)
+        self.position, self.mask, self.token = (
+            x[rows] for x in (self.position, self.mask, self.token)
+        )
+        self.graph = None
+
+
+@functools.cache
+def side_stream(device: torch.device):
+    """One stream for all captures, because every stream gets its own workspace for products."""
+    return torch.cuda.Stream(device)
+
+
+def captured(step, device: torch.device):
+    """A function that replays `step` (no arguments, fixed tensors) as a CUDA graph.
+
+    None, with a warning, when the step waits for the GPU or copies from the CPU.  Source: PyTorch's
+    notes on CUDA graphs: first runs on a side stream, then the capture, which computes nothing.
+    """
+    with torch.cuda.device(device):
+        caller, side = torch.cuda.current_stream(), side_stream(device)
+        sync_debug_mode = torch.cuda.get_sync_debug_mode()
+        graph = torch.cuda.CUDAGraph()
+        side.wait_stream(caller)
+        try:
+            with torch.cuda.stream(side):
+                step()  # initialises what is initialised once only
+                torch.cuda.set_sync_debug_mode("error")
+                step()  # fails here rather than in the capture, which would harm the allocator
+                torch.cuda.set_sync_debug_mode(sync_debug_mode)
+            caller.wait_stream(side)
+            with torch.cuda.graph(graph, stream=side):
+                output = step()
+        except RuntimeError as error:
+            reason = str(error.__context__ or error)  # keeping `error` would keep the cache alive
+            warnings.warn(f"sampling without a CUDA graph, slower: {reason}", stacklevel=2)
+            return None
+        finally:
+            torch.cuda.set_sync_debug_mode(sync_debug_mode)
+            torch.cuda.set_stream(caller)  # a failed capture leaves its own stream active
+
+    def replay() -> Tensor:
+        graph.replay()
+        return output
+
+    return replay

@@ -1,0 +1,107 @@
+"""Micro-batches of prompt trees: rows of like length together, as the model can take them."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from rlhf_min.hardware.attention import NAME
+from rlhf_min.models.layout import Layout, context_length, slides
+from rlhf_min.models.prompt_tree import Tree, build_tree, hidden_states, row_length, tree_rows
+
+SPANS_FROM = 256  # row length from which attention branch by branch is faster
+
+_layouts: WeakKeyDictionary = WeakKeyDictionary()  # model → its layout
+
+
+def tree_batches(
+    model, prompts: list, branches: list, max_rows: int, max_positions: int = 0
+) -> Iterator[tuple[list[int], Tree]]:
+    """Yields the indices of some prompts [p], longest first, and the tree of their branches.
+
+    prompts [P], branches [P][K]: token ids; max_rows: prompts per tree, at most; max_positions:
+    rows × longest row, at most (0: the limit of the model's layout).
+    """
+    layout = layout_of(model)
+    lengths = [row_length(prompt, own) for prompt, own in zip(prompts, branches, strict=True)]
+    for indices in length_batches(lengths, max_rows, max_positions or layout.max_positions):
+        batch = [prompts[i] for i in indices], [branches[i] for i in indices]
+        yield indices, build_tree(*batch, layout)
+
+
+def padding_share(model, prompts: list, branches: list, max_rows: int) -> float:
+    """Share of the positions in `tree_batches` of the same arguments that hold no token."""
+    layout, positions, tokens = layout_of(model), 0, 0
+    lengths = [row_length(prompt, own) for prompt, own in zip(prompts, branches, strict=True)]
+    for indices in length_batches(lengths, max_rows, layout.max_positions):
+        batch = [prompts[i] for i in indices], [branches[i] for i in indices]
+        rows = [row_length(*row) for row in tree_rows(*batch, layout)]
+        positions, tokens = positions + len(rows) * max(rows), tokens + sum(rows)
+    return 1 - tokens / positions
+
+
+def length_batches(lengths: list[int], max_rows: int, max_positions: int) -> list[list[int]]:
+    """Indices into lengths [rows], grouped so that rows of like length are together.
+
+    A group has at most max_rows rows and, padded to its longest row, at most max_positions
+    positions; a single longer row is a group of its own.  The longest rows come first, so that
+    memory runs out at the start or never.
+    """
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        fits = groups and len(groups[-1]) < max_rows
+        if fits and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= max_positions:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+def layout_of(model) -> Layout:
+    """The model's layout, found by `choose_layout` when it is first asked for."""
+    if model not in _layouts:
+        _layouts[model] = choose_layout(model)
+    return _layouts[model]
+
+
+@torch.no_grad()
+def choose_layout(model, say=print) -> Layout:
+    """The fastest layout that gives this model the same hidden states as plain rows.
+
+    Tried: prompt trees with spans, prompt trees without, one row per answer.  Sliding windows
+    shorter than the row, recurrent models and some attention kernels cannot take a tree.
+    """
+    config, context = model.config.get_text_config(), context_length(model)
+    # GPT-Neo's window counts positions in the row, not position ids: no row may be longer.
+    longest = min(context, getattr(config, "window_size", None) or sys.maxsize)
+    plain = Layout(False, context, model.dtype, model.device)
+    trees = [Layout(True, longest, model.dtype, model.device)]
+    if config._attn_implementation == NAME:
+        trees.insert(0, replace(trees[0], spans_from=0))
+    reason = "it attends to a sliding window"  # which a 4-D mask would switch off
+    tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1
+    for layout in [] if slides(model, context) else trees:
+        try:
+            tree, rows = (_probe_states(model, x) for x in (layout, plain))
+        except (RuntimeError, ValueError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            continue
+        gap = (tree - rows).abs().max().item() / rows.abs().max().item()
+        if gap < tolerance:
+            return replace(layout, spans_from=max(layout.spans_from, SPANS_FROM))
+        reason = f"states differ by {gap:.1e}"
+    say(f"{type(model).__name__} cannot take a prompt tree ({reason}): one row per answer instead")
+    return plain
+
+
+def _probe_states(model, layout: Layout) -> Tensor:
+    """Last hidden states of four short random branches [4, H], float32."""
+    vocabulary = model.config.get_text_config().vocab_size
+    probe = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocabulary, (22,), generator=probe).tolist()
+    prompts, branches = [ids[:5], ids[5:8]], [[ids[8:11], ids[11:16]], [ids[16:20], ids[20:22]]]
+    tree = build_tree(prompts, branches, layout)
+    return hidden_states(model, tree)[tree.ends].float()

@@ -1,0 +1,72 @@
+"""How a model takes its rows (layout, mask, longest row) and makes its logits."""
+
+import sys
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one model takes its rows.
+
+    tree: False for models that cannot take a prompt tree: they get one row per answer.
+    max_row: the longest row in tokens.  dtype: of the additive mask, the model's own.
+    spans_from: row length from which a tree carries its spans, for attention branch by branch.
+    """
+
+    tree: bool
+    max_row: int
+    dtype: torch.dtype
+    device: torch.device
+    spans_from: float = float("inf")
+
+    @property
+    def max_positions(self) -> int:
+        """Positions (rows × longest row) of one forward and backward pass, at most.
+
+        On a CPU fewer are faster and take less memory (docs/LOG.md).
+        """
+        return 2**11 if self.device.type == "cpu" else 2**13
+
+
+def tree_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive attention mask: a token sees earlier tokens of the prompt and of its own segment.
+
+    segments [R, L], 0 for the prompt → [R, 1, L, L], 0 where the query (third axis) sees the key
+    (fourth), most negative elsewhere.  Additive, because a boolean 4-D mask is silently wrong under
+    `eager` attention.  Padding sees padding, so that no softmax is over nothing.
+    """
+    own = segments[:, :, None] == segments[:, None, :]
+    prompt = (segments == 0)[:, None, :]
+    causal = torch.ones(own.shape[1:], dtype=torch.bool, device=segments.device).tril()
+    mask = torch.zeros(own.shape, dtype=dtype, device=segments.device)
+    return mask.masked_fill(~((own | prompt) & causal), torch.finfo(dtype).min)[:, None]
+
+
+def context_length(model) -> int:
+    """Longest row of a model in tokens, prompt and answer together."""
+    config = model.config.get_text_config()
+    return getattr(config, "max_position_embeddings", None) or sys.maxsize
+
+
+def slides(model, length: int) -> bool:
+    """Whether the model attends to a sliding window shorter than rows of `length` tokens."""
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    return window is not None and window < length
+
+
+def head_logits(model, hidden: Tensor) -> Tensor:
+    """The model's logits from its last hidden states: [N, H] → [N, V] float32 (float64 if so).
+
+    Some models scale or cap their logits (Granite, Cohere; Gemma 2).  A model that changes them in
+    another way is stopped by `check_alignment`, because sampling uses the model's own forward.
+    """
+    config = model.config.get_text_config()
+    z = model.get_output_embeddings()(hidden)
+    z = z if z.dtype == torch.float64 else z.float()
+    scale = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+    z = z if scale == 1 else z * scale
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return softcap * (z / softcap).tanh() if softcap else z
