@@ -1,5 +1,5 @@
-# make demo: start model, reward model and policy in the embedded world.  make test: lint and tests, what CI runs.
-# Both set up .venv on the first call.  PYTHON=python3.12 make test takes another interpreter.
+# make demo: train start model, reward model and policy in the embedded world.  make test: lint and tests, as in CI.
+# Both set up .venv on the first call.  PYTHON=python3.12 make test uses another interpreter.
 PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
@@ -13,13 +13,13 @@ demo: .venv/ready
 test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 clean:
 	rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# torch first, so that nothing else chooses its version
+# torch is installed first, so that no other package chooses its version
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch

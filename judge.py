@@ -29,14 +29,14 @@ from rlhf_min.hardware.device import choose_dtype
 from rlhf_min.judging.comparisons import (
     Comparison,
     Outcome,
+    Verdict,
     VerdictLog,
     settle,
     summarise,
     training_pairs,
     write_verdicts,
 )
-from rlhf_min.judging.human_judge import judge_by_hand
-from rlhf_min.judging.judges import Judge, gold, reward_model_judge
+from rlhf_min.judging.judges import Judge, gold, judge_by_hand, reward_model_judge
 from rlhf_min.judging.llm_judge import OpenAIJudge
 from rlhf_min.models.answers import sample_texts
 from rlhf_min.models.layout import context_length
@@ -218,16 +218,16 @@ def main(config: Config) -> dict:
     rows = [asdict(comparison) for comparison in comparisons]
     if config.overwrite:  # first, because old verdicts must never be read with new answers
         verdicts_path.unlink(missing_ok=True)
+    log = VerdictLog(verdicts_path)  # refuses broken verdicts before anything is written
     run_log = RunLog("judge.py", config, {"fingerprint": fingerprint(rows)})
     run_log.write_rows(answers_path.name, rows)
-    log = VerdictLog(verdicts_path)
     try:
         judge_all(comparisons, log)
     finally:  # an interrupted run has results too
         orders = (0,) if config.judge == "human" else (0, 1)
         outcomes = [
-            settle(comparison, [log.verdicts.get((i, order)) for order in orders])
-            for i, comparison in enumerate(comparisons)
+            settle(c, [log.verdicts.get((i, order), Verdict("waiting")) for order in orders])
+            for i, c in enumerate(comparisons)
         ]
         summary = write_results(config, run_log, outcomes)
     print_summary(config, summary)

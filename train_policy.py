@@ -120,7 +120,9 @@ def choose_loss(config: Config):
     """The loss of a micro-batch: (log_probs, old_log_probs, advantages, count) → scalar."""
     if config.objective == "ppo-clip":
         return partial(policy_losses.ppo_clip, clip=config.clip)
-    return lambda log_probs, _, *rest: policy_losses.reinforce(log_probs, *rest)
+    return lambda log_probs, old_log_probs, advantages, count: policy_losses.reinforce(
+        log_probs, advantages, count
+    )
 
 
 def train(config: Config, policy, reference, scorer, prompts, sampling, evaluate, log, state):
@@ -173,9 +175,7 @@ def train(config: Config, policy, reference, scorer, prompts, sampling, evaluate
         metrics |= {"baseline/value": baseline.value, **clock.seconds}
         metrics["clip/fraction"] = policy_losses.clip_fraction(log_probs_PK, old_PK, config.clip)
         metrics["batch/padding"] = padding_share(policy, rollout.prompts, rollout.answers, M)
-        if gold:
-            golds = evaluation.gold_ratings(gold, batch, rollout, scorer)
-            metrics["reward/gold"] = sum(golds) / len(golds)
+        metrics |= evaluation.gold_metric(gold, batch, rollout, scorer)
         baseline = baseline.updated(kl_rewards_PK)
         if config.eval_every and (step + 1) % config.eval_every == 0:
             metrics |= {f"held_out/{k}": v for k, v in evaluate(policy)[0].items()}
@@ -203,18 +203,16 @@ def main(config: Config) -> dict:
     if config.gradient_checkpointing:
         loading.checkpoint_activations(policy)
     room = min(map(context_length, (policy, scorer.model))) - config.max_new_tokens
-    metadata = {"prompts/train": len(prompts), "prompts/held_out": len(held_out)}
-    metadata["fingerprint"] = fingerprint(prompts)
+    metadata = {"fingerprint": fingerprint(prompts)}
     prompts, metadata["prompts/cut"] = encode_prompts(tokenizer, prompts, room)
     held_out, _ = encode_prompts(tokenizer, held_out, room)
+    metadata |= {"prompts/train": len(prompts), "prompts/held_out": len(held_out)}
     sampling = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature}
     sampling["end_ids"] = end_token_ids(policy, tokenizer)
     evaluate = partial(
         evaluation.evaluate_policy, reference=reference, scorer=scorer, prompts=held_out,
         sampling=sampling, gold=evaluation.gold_of(config.data),
     )  # fmt: skip
-
-    torch.manual_seed(config.seed)
     state = run_folder.load_checkpoint(config.out) if config.resume else None
     if not state:
         before, answers = evaluate(policy)

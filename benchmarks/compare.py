@@ -1,10 +1,10 @@
-"""Ours and the peer's in turn, each run in a process of its own: the ratio table of the README.
+"""Compare time and memory with TRL: the table of docs/results.md, each run in its own process.
 
     python benchmarks/compare.py MODEL --peer-python .venv-peers/bin/python --peers ../shared/peers
 
-MODEL is what the peers' make_shape.py wrote.  The peer's environment is separate; this project
-never depends on it.  With --data FILE and --tokenizer DIR a reward model of MODEL's shape is also
-trained on the first pairs of the file that fit in 1024 tokens, on both sides the same.
+MODEL is a folder written by make_shape.py of the peers.  TRL runs in its own environment; this
+project never depends on it.  With --data FILE and --tokenizer DIR both sides also train a reward
+model of MODEL's shape on the first pairs of the file, those that fit in 1024 tokens.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import timing  # noqa: F401  (the way to rlhf_min)
+import timing  # noqa: F401 (puts rlhf_min on the path)
 from transformers import AutoTokenizer
 
 from rlhf_min.data import preferences as data
@@ -39,6 +39,7 @@ JOBS = {
 
 
 def run(python: str, script: Path, model: str, flags: str) -> dict:
+    """Run a benchmark script with this interpreter; returns the JSON object in its last line."""
     command = [str(Path(python).absolute()), script.name, model, *flags.split()]
     done = subprocess.run(command, capture_output=True, text=True, cwd=script.parent)
     if done.returncode:
@@ -47,25 +48,28 @@ def run(python: str, script: Path, model: str, flags: str) -> dict:
 
 
 def real_pairs(folder: Path, model: str, tokenizer: str, file: str, count: int) -> str:
-    """A reward model of this shape with a real tokenizer, and the pairs that both sides keep."""
+    """Write a reward model with a real tokenizer, and the pairs that both sides train on.
+
+    Returns the title of the table's row.
+    """
     shutil.copytree(model + "-rm", folder / "m-rm")
-    words = AutoTokenizer.from_pretrained(tokenizer)
+    real_tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     for name in ("m", "m-rm"):
-        words.save_pretrained(folder / name)
-    length = lambda text: len(words(text).input_ids)  # noqa: E731
+        real_tokenizer.save_pretrained(folder / name)
+    length = lambda text: len(real_tokenizer(text).input_ids)  # noqa: E731
     first = data.read_pairs([file])[0][:count]
-    keep = [
+    fitting = [
         {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
         for pair in first
         if length(pair.prompt) + max(length(pair.chosen), length(pair.rejected)) + 2 <= 1024
     ]
-    for name, rows in (("train", keep), ("test", keep[:4])):
+    for name, rows in (("train", fitting), ("test", fitting[:4])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return f"reward training, first {count} pairs of {Path(file).parent.name} ({len(keep)} fit)"
+    return f"reward training, first {count} pairs of {Path(file).parent.name} ({len(fitting)} fit)"
 
 
 def compare_pairs(args) -> None:
-    """One epoch over real pairs, four at a time; the sum of all steps' seconds."""
+    """Print the row for one epoch over real pairs, four per step; times are sums of all steps."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         title = real_pairs(folder, args.model, args.tokenizer, args.data, args.real_pairs)
@@ -83,6 +87,7 @@ def compare_pairs(args) -> None:
 
 
 def row(title: str, theirs: dict, ours: dict) -> str:
+    """A row of the table, with the ratios of times and of memory."""
     seconds, memory = ([side[k] for side in (theirs, ours)] for k in ("median_seconds", "peak_gb"))
     cells = [f"{s:.2f} s, {m:.1f} GB" for s, m in zip(seconds, memory, strict=True)]
     ratios = [f"{seconds[0] / seconds[1]:.1f} ×", f"{memory[1] / memory[0]:.2f} ×"]
@@ -94,10 +99,10 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--peer-python", required=True)
     parser.add_argument("--peers", required=True)
-    parser.add_argument("--rounds", type=int, default=2, help="processes of each side, in turn")
+    parser.add_argument("--rounds", type=int, default=2, help="runs of each side, alternating")
     parser.add_argument("--job", type=int, nargs="*", default=list(range(len(JOBS))))
     parser.add_argument("--data", help="pairs with real lengths: ../shared/data/ultrafeedback/…")
-    parser.add_argument("--real-pairs", type=int, default=128, help="of --data, from its start")
+    parser.add_argument("--real-pairs", type=int, default=128, help="first pairs of --data")
     parser.add_argument("--tokenizer", help="folder of a real tokenizer, for --data")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     args = parser.parse_args()

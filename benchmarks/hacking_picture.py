@@ -1,4 +1,4 @@
-"""The README's picture: a reward model hacked, and the two cures, from three finished runs.
+"""The picture of the README: reward hacking and two cures, drawn from three finished runs.
 
 python benchmarks/hacking_picture.py runs/hacked runs/policy runs/loop docs/hacking.png
 """
@@ -10,16 +10,16 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import timing  # noqa: F401 (finds rlhf_min)
+import timing  # noqa: F401 (puts rlhf_min on the path)
 
 from rlhf_min.data.files import read_json, read_jsonl
 from rlhf_min.reporting.series import series, smooth
 
-GOLD, LEARNT, CURE, CIRCLE = "#D55E00", "#0072B2", "#009E73", "#CC79A7"
+GOLD, LEARNED, WITH_KL, RETRAINED = "#D55E00", "#0072B2", "#009E73", "#CC79A7"
 
 
 def curve(axes, runs: list[Path], key: str, color: str, label: str, **style) -> None:
-    """One metric of consecutive runs, rewards standardised as in training."""
+    """Plot one metric over consecutive runs; learned rewards are standardised as in training."""
     values = []
     for run in runs:
         scale = read_json(run / "run.json")["data"]["reward_scale"]
@@ -35,21 +35,21 @@ def main() -> None:
     hacked, policy, loop, out = map(Path, sys.argv[1:])
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.4), layout="constrained")
     curve(left, [hacked], "reward/gold", GOLD, "gold rating (the truth, 1 to 10)")
-    other = left.twinx()
-    curve(other, [hacked], "reward/mean", LEARNT, "learned reward (right axis)")
+    right_axis = left.twinx()
+    curve(right_axis, [hacked], "reward/mean", LEARNED, "learned reward (right axis)")
     left.set(
         title="No KL: the learned reward is hacked",
         xlabel="step (training prompts)",
         ylabel="gold rating",
     )
     left.set_ylim(0.5, 10.2)
-    other.set_ylabel("learned reward (standard deviations)")
-    lines = left.get_lines()[1:] + other.get_lines()[1:]
+    right_axis.set_ylabel("learned reward (standard deviations)")
+    lines = left.get_lines()[1:] + right_axis.get_lines()[1:]
     left.legend(lines, [line.get_label() for line in lines], loc="lower left", fontsize=8)
     rounds = sorted(loop.glob("policy-*"), key=lambda p: int(p.name.split("-")[1]))
     curve(right, [hacked], "reward/gold", GOLD, "no KL")
-    curve(right, [policy], "reward/gold", CURE, "KL penalty 0.2")
-    curve(right, rounds, "reward/gold", CIRCLE, "KL, judging, retraining")
+    curve(right, [policy], "reward/gold", WITH_KL, "KL penalty 0.2")
+    curve(right, rounds, "reward/gold", RETRAINED, "KL, judging, retraining")
     right.set(title="Two cures", xlabel="step", ylabel="gold rating", ylim=(0.5, 10.2))
     right.legend(loc="center right", fontsize=8)
     figure.savefig(out, dpi=110)

@@ -1,10 +1,10 @@
-"""Peak memory of the log-prob step, forward and backward, beside the form that keeps all logits.
+"""Peak memory of the answers' log-probs, forward and backward: ours against all logits at once.
 
     python benchmarks/memory.py MODEL --answer-tokens 64
     python benchmarks/memory.py MODEL --grow vocabulary --vocabulary 24576
 
-Runs 1×, 2×, 4×, 8× the answer tokens (or what --grow names), each in a process of its own, both
-ways; with --way ours or naive once, as it is.
+Measures both ways with 1×, 2×, 4× and 8× the answer tokens (or the setting that --grow names),
+each in its own process.  With --way ours or --way naive it measures that way once.
 """
 
 import json
@@ -22,7 +22,7 @@ from rlhf_min.models.prompt_tree import build_tree
 
 
 def naive(model, ids: torch.Tensor, prompt: int) -> torch.Tensor:
-    """All logits, log-softmax, gather."""
+    """log π(y|x) from the logits of all positions: [rows]."""
     log_probs = model(ids, use_cache=False).logits[:, prompt - 1 : -1].float().log_softmax(-1)
     return log_probs.gather(-1, ids[:, prompt:, None])[..., 0].sum(-1)
 
@@ -60,8 +60,8 @@ def main() -> None:
     step()
     peak = timing.peak_gb()
     seconds = statistics.median(step() for _ in range(3))
-    found = {"step_gb": round(peak - before, 2), "step_seconds": round(seconds, 2)}
-    print(json.dumps(vars(args) | found))
+    metrics = {"step_gb": round(peak - before, 2), "step_seconds": round(seconds, 2)}
+    print(json.dumps(vars(args) | metrics))
 
 
 if __name__ == "__main__":

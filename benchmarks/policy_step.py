@@ -1,9 +1,10 @@
-"""Time one policy step: sample, score, reference KL, backward, optimiser step.
+"""Time policy steps: sample, score, reference log-probs, backward, optimiser step.
 
     python benchmarks/policy_step.py MODEL --prompts 2 --samples 4 --answer-tokens 32
 
-MODEL is a causal LM folder, MODEL-rm a scalar reward model (../shared/peers/make_shape.py writes
-both).  The flags are those of the peer's script; answers never end, so all have the same length.
+MODEL is the folder of a causal language model, MODEL-rm that of a scalar reward model
+(../shared/peers/make_shape.py writes both).  The flags are those of the TRL script.  Answers never
+end, so all have the same length.
 """
 
 from collections import Counter
@@ -17,8 +18,8 @@ from rlhf_min.models.scoring import RewardScorer
 from rlhf_min.models.tokens import EncodedPrompt
 
 
-class Steps:
-    """Collects what the training loop logs, and the seconds between its steps."""
+class StepTimes:
+    """Stands in for RunLog: collects the seconds of each step and of its parts; saves nothing."""
 
     def __init__(self, answer_tokens: int):
         self.answer_tokens, self.seconds, self.parts = answer_tokens, [], Counter()
@@ -52,10 +53,11 @@ def main() -> None:
     texts = timing.random_texts(args.prompts * args.steps, args.prompt_tokens)
     prompts = [EncodedPrompt(text, tokenizer(text).input_ids) for text in texts]
     sampling = {"max_new_tokens": args.answer_tokens, "temperature": 1.0, "end_ids": []}
-    steps, state = Steps(args.answer_tokens), {"step": 0, "reward_scale": {"mean": 0.0, "std": 1.0}}
-    train_policy.train(config, policy, reference, scorer, prompts, sampling, None, steps, state)
+    log = StepTimes(args.answer_tokens)
+    state = {"step": 0, "reward_scale": {"mean": 0.0, "std": 1.0}}
+    train_policy.train(config, policy, reference, scorer, prompts, sampling, None, log, state)
     count = max(1, args.steps - 2)
-    timing.report(args, steps.seconds, **{k: round(v / count, 3) for k, v in steps.parts.items()})
+    timing.report(args, log.seconds, **{k: round(v / count, 3) for k, v in log.parts.items()})
 
 
 if __name__ == "__main__":

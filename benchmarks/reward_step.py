@@ -1,4 +1,4 @@
-"""Time reward-model steps: on pairs of fixed length, or on the first pairs of a file.
+"""Time reward-model steps on pairs of fixed length, or on the first pairs of a file.
 
 python benchmarks/reward_step.py MODEL --pairs 4 --prompt-tokens 128 --answer-tokens 64
 python benchmarks/reward_step.py MODEL --data pairs.jsonl.gz --rows 128 --max-length 1024
@@ -20,7 +20,7 @@ from rlhf_min.models.reward_model import branch_outputs, load_reward_model
 
 
 def fixed_pairs(args, tokenizer) -> list[EncodedPair]:
-    """Pairs of random letters, all of the same length."""
+    """Pairs of random tokens, all of the same length, enough for all steps."""
     rng = random.Random(0)
     draw = lambda count: [rng.randrange(3, 250) for _ in range(count)]  # noqa: E731
     answer = lambda: [*draw(args.answer_tokens - 1), tokenizer.eos_token_id]  # noqa: E731

@@ -1,10 +1,10 @@
-"""Time our sampling against `model.generate` on the same rows, in one process, in turn.
+"""Time our sampling and `model.generate` on the same prompts, alternating in one process.
 
     python benchmarks/sampling.py MODEL --rows 8 --prompt-tokens 128 --answer-tokens 32
     python benchmarks/sampling.py MODEL --rows 64 --answer-tokens 128 --uneven 1
 
-A random model never ends an answer.  With --uneven 1 every row gets an end of its own, the same for
-both (lengths from a geometric distribution): an answer ends where its row's clock says so.
+A random model never ends an answer.  With --uneven 1 every answer gets a length drawn from a
+geometric distribution, the same length on both sides, and it ends there.
 """
 
 import statistics
@@ -20,8 +20,8 @@ from rlhf_min.hardware.device import choose_dtype
 from rlhf_min.models.loading import load_causal_lm, load_tokenizer
 
 
-class RowClock(StoppingCriteria):
-    """generate's own way to stop single rows: done when the row's length is reached."""
+class FixedLengths(StoppingCriteria):
+    """Makes `generate` end each row when its length is reached."""
 
     def __init__(self, lengths: torch.Tensor, prompt: int):
         self.lengths, self.prompt = lengths, prompt
@@ -38,31 +38,31 @@ def main() -> None:
         return timing.report_curve(args)
     tokenizer = load_tokenizer(args.model)
     model = load_causal_lm(args.model, choose_dtype(args.dtype))
-    kinds = {"ours": model.config._attn_implementation, "generate": "sdpa"}
+    attention = {"ours": model.config._attn_implementation, "generate": "sdpa"}
     texts = timing.random_texts(args.rows // args.samples, args.prompt_tokens)
     prompts = [tokenizer(text).input_ids for text in texts]
-    ends = torch.full((args.rows,), args.answer_tokens)
+    lengths = torch.full((args.rows,), args.answer_tokens)
     if args.uneven:
         draws = torch.distributions.Geometric(4 / args.answer_tokens).sample((args.rows,))
-        ends = (draws.long() + 1).clamp_max(args.answer_tokens)
-    ends = ends.to(model.device)
+        lengths = (draws.long() + 1).clamp_max(args.answer_tokens)
+    lengths = lengths.to(model.device)
     end_id = tokenizer.eos_token_id
 
     def our_sampling() -> int:
-        """Our sampler; `draw` hands out the end token when the row's clock says so."""
+        """Our sampler, with a `draw` that returns the end token at the row's given length."""
         real, state = ours.draw, {"t": 0, "rows": torch.arange(args.rows, device=model.device)}
 
         def draw(probabilities, generator):
-            if len(probabilities) < len(state["rows"]):  # finished rows have left
-                state["rows"] = state["rows"][ends[state["rows"]] > state["t"]]
+            if len(probabilities) < len(state["rows"]):  # finished rows were dropped
+                state["rows"] = state["rows"][lengths[state["rows"]] > state["t"]]
             state["t"] += 1
             token = real(probabilities, generator)
-            token = torch.where(token == end_id, end_id + 1, token)  # no end but the clock's
-            return torch.where(ends[state["rows"]] <= state["t"], end_id, token)
+            token = torch.where(token == end_id, end_id + 1, token)  # no other end
+            return torch.where(lengths[state["rows"]] <= state["t"], end_id, token)
 
         with mock.patch.object(ours, "draw", draw):
             rollout = ours.sample(model, prompts, args.samples, args.answer_tokens, [end_id])
-        return int(rollout.lengths.sum())
+        return sum(len(answer) for answers in rollout.answers for answer in answers)
 
     def generate() -> int:
         ids = torch.tensor(prompts, device=model.device).repeat_interleave(args.samples, 0)
@@ -75,21 +75,21 @@ def main() -> None:
             max_new_tokens=args.answer_tokens,
             eos_token_id=None,
             pad_token_id=tokenizer.pad_token_id,
-            stopping_criteria=[RowClock(ends, args.prompt_tokens)],
+            stopping_criteria=[FixedLengths(lengths, args.prompt_tokens)],
         )
-        return int(ends.sum())
+        return int(lengths.sum())
 
     seconds = {"ours": [], "generate": []}
     for _ in range(args.steps):
         for name, run in (("ours", our_sampling), ("generate", generate)):
-            model.config._attn_implementation = kinds[name]
+            model.config._attn_implementation = attention[name]
             begin = time.perf_counter()
             tokens = run()
-            assert tokens == int(ends.sum()), (name, tokens)
+            assert tokens == int(lengths.sum()), (name, tokens)
             seconds[name].append(time.perf_counter() - begin)
     medians = {name: round(statistics.median(times[1:]), 3) for name, times in seconds.items()}
     ratio = round(medians["generate"] / medians["ours"], 2)
-    timing.report(args, seconds["ours"], tokens=int(ends.sum()), medians=medians, ratio=ratio)
+    timing.report(args, seconds["ours"], tokens=int(lengths.sum()), medians=medians, ratio=ratio)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# The circle: policy → judge → reward model on old and new comparisons → policy, and round again.
+# The circle: policy → judge → reward model on old and new comparisons → policy, several rounds.
 #
 #   recipes/loop.sh [ROUNDS] [COMPARISONS] [OUT] [SEED]        (3 1900 runs/loop 0)
 #
-# Each round lets the judge compare two answers of the present policy to each training question: what
-# the reward model must tell apart now is what this policy writes.  The verdicts join all earlier
-# comparisons, the reward model is trained on from the last one, and so is the policy; KL is measured
-# to the start model in every round.  Held-out questions only measure.
+# In each round the judge compares two answers of the present policy to each training question,
+# because the reward model must tell apart what this policy writes.  The verdicts are added to all
+# earlier comparisons, and training of the reward model and of the policy continues from the last
+# round.  KL is always measured to the start model.  Held-out questions are for evaluation only.
 #
-# What docs/LOG.md compares: OLD=N keeps N of the first pairs in the mix (2000; 0: none), COLD=1 trains
-# each reward model from the start model, RIVAL=last judges each policy against the one before it,
-# and COMPARISONS 0 goes on with the first reward model.
+# docs/LOG.md compares these settings: OLD=N mixes in N of the original pairs (2000; 0: none), COLD=1
+# trains each reward model from the start model, RIVAL=last judges each policy against the policy of
+# the round before, and COMPARISONS 0 continues with the first reward model.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 rounds=${1:-3} comparisons=${2:-1900} out=${3:-runs/loop} seed=${4:-0}
@@ -25,24 +25,24 @@ policy=$out/policy-0
 judged=() previous=$start
 mix=(--limit "$old" --data zoo); [ "$old" = 0 ] && mix=(--data)
 for round in $(seq "$rounds"); do
-  another=$((100 * seed + round))
+  round_seed=$((100 * seed + round))
   if [ "$comparisons" != 0 ]; then
     rival=$policy; [ "$rival_kind" = last ] && rival=$previous
     "$python" judge.py --a "$rival" --b "$policy" --judge gold --limit "$comparisons" \
-      --out "$out/judge-$round" --seed "$another"
+      --out "$out/judge-$round" --seed "$round_seed"
     judged+=("$out/judge-$round/comparisons.jsonl")
     from=$reward rate=5e-4; [ -n "$cold" ] && from=$start rate=1e-3
     "$python" train_rm.py --model "$from" "${mix[@]}" "${judged[@]}" --lr "$rate" --epochs 2 \
-      --out "$out/rm-$round" --seed "$another"
+      --out "$out/rm-$round" --seed "$round_seed"
     reward=$out/rm-$round
   fi
   previous=$policy policy=$out/policy-$round
   "$python" train_policy.py --model "$previous" --reference "$start" --reward-model "$reward" \
-    --out "$policy" "${policy_settings[@]}" --seed "$another"
+    --out "$policy" "${policy_settings[@]}" --seed "$round_seed"
   for rival in last start; do
     model=$start; [ "$rival" = last ] && model=$previous
     "$python" judge.py --a "$model" --b "$policy" --judge gold --data zoo:held-out --limit 400 \
-      --out "$out/against-$rival-$round" --seed "$another"
+      --out "$out/against-$rival-$round" --seed "$round_seed"
   done
 done
 "$python" recipes/loop_table.py "$out"

@@ -1,4 +1,4 @@
-"""The rounds of recipes/loop.sh in one table and one picture.
+"""A table and a picture of the rounds of recipes/loop.sh.
 
 python recipes/loop_table.py runs/loop        # prints the table, writes runs/loop/loop.png
 """
@@ -15,7 +15,7 @@ from rlhf_min.data.files import read_json
 
 
 def rounds(folder: Path) -> list[dict]:
-    """One row per policy: its held-out numbers, its comparisons, and the win rates of its judge."""
+    """One row per policy: held-out metrics, number of comparisons, and win rates."""
     rows = []
     for number in range(len(list(folder.glob("policy-*")))):
         summary = read_json(folder / f"policy-{number}" / "summary.json")
@@ -23,15 +23,15 @@ def rounds(folder: Path) -> list[dict]:
             break
         row = {"round": number, **summary["after"], "before": summary["before"]}
         for rival in ("last", "start"):
-            found = read_json(folder / f"against-{rival}-{number}" / "summary.json")
-            row[rival] = found.get("win_rate")
-        judged = read_json(folder / f"judge-{number}" / "summary.json")
-        row["comparisons"] = judged.get("comparisons", 0)
+            against = read_json(folder / f"against-{rival}-{number}" / "summary.json")
+            row[rival] = against.get("win_rate")
+        judge_summary = read_json(folder / f"judge-{number}" / "summary.json")
+        row["comparisons"] = judge_summary.get("comparisons", 0)
         rows.append(row)
     return rows
 
 
-def share(value: float | None) -> str:
+def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.0f} %"
 
 
@@ -44,11 +44,11 @@ def main() -> None:
         raise SystemExit(f"error: {folder} holds no finished policy-0: run recipes/loop.sh first")
     columns = (
         "round",
-        "decided comparisons",
+        "comparisons with a winner",
         "gold [95 %]",
         "KL",
-        "wins over the last",
-        "the start",
+        "wins against the last policy",
+        "wins against the start model",
     )
     print(f"| {' | '.join(columns)} |")
     print("|---|---|---|---|---|---|")
@@ -59,7 +59,7 @@ def main() -> None:
         gold = f"{row['reward/gold']:.2f} [{low:.2f}, {high:.2f}]"
         print(
             f"| {row['round']} | {row['comparisons']} | {gold} | {row['kl/mean']:.1f} "
-            f"| {share(row['last'])} | {share(row['start'])} |"
+            f"| {percent(row['last'])} | {percent(row['start'])} |"
         )
     figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
     steps = list(range(-1, len(rows)))

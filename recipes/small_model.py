@@ -1,8 +1,8 @@
-"""A small random Llama whose byte-level BPE is trained on the texts of a preference file.
+"""Write a small Llama with random weights, and a byte-level BPE tokenizer trained on a data file.
 
     python recipes/small_model.py --data pairs.jsonl.gz --out runs/small
 
-For trying real data, with its lengths and its Unicode, where no pretrained model is at hand.
+For trying real data, with its lengths and its Unicode, without a pretrained model.
 """
 
 import argparse

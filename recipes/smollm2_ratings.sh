@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The reference set-up with a distribution over the ratings 1..10, read pessimistically.
-# MODEL=… DATA=… RATINGS="1 10" OUT=… take other models and data; EXTRA_RM, EXTRA_POLICY add flags.
+# SmolLM2-135M-Instruct on HelpSteer2, with a distribution over ratings and a pessimistic reward.
+# MODEL=… DATA=… RATINGS="1 10" OUT=… choose other models and data; EXTRA_RM, EXTRA_POLICY add flags.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python} out=${OUT:-runs/smollm2-ratings}

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The reference set-up with one number per answer: SmolLM2-135M-Instruct on HelpSteer2.
-# MODEL=… DATA=… RATINGS="1 10" OUT=… take other models and data; EXTRA_RM, EXTRA_POLICY add flags.
+# SmolLM2-135M-Instruct on HelpSteer2, with one number per answer; then a judge compares the models.
+# MODEL=… DATA=… RATINGS="1 10" OUT=… choose other models and data.
+# EXTRA_RM, EXTRA_POLICY and EXTRA_JUDGE add flags.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python} out=${OUT:-runs/smollm2}

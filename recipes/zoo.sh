@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The story in four runs: trained, hacked (no KL), and the same from a ratings head.
+# Four runs in the zoo: a policy with KL, one without, a ratings head, and a policy trained on it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python} out=${OUT:-runs/story}

@@ -11,38 +11,28 @@ import difflib
 import math
 import operator
 import os
-import runpy
 import sys
-import types
 import typing
 from collections.abc import Callable
-from pathlib import Path
-from typing import Literal, TypeVar
+from contextlib import suppress
 
 from rlhf_min import InputError
 
-Config = TypeVar("Config")
-
-BOUNDS = {
-    "at_least": operator.ge,
-    "above": operator.gt,
-    "at_most": operator.le,
-    "below": operator.lt,
-}
+BOUNDS = {"at_least": operator.ge, "above": operator.gt}
+BOUNDS |= {"at_most": operator.le, "below": operator.lt}
 KINDS = {int: "a whole number", float: "a finite number", str: "text"}
 
 
 def option(default, text: str, *aliases: str, heading: str = "", **bounds: float):
-    """A field of a settings dataclass.
+    """A field of a settings dataclass; text: its help, with the unit; aliases: more flags for it.
 
-    text: the help, with the unit; aliases: other flags for it; heading: starts a group in --help;
-    bounds: at_least, above, at_most, below (`check_ranges` enforces them).
+    heading: starts a group in --help; bounds: at_least, above, at_most, below (`check_ranges`).
     """
     if unknown := bounds.keys() - BOUNDS.keys():
         raise TypeError(f"unknown bounds {sorted(unknown)}: use {', '.join(BOUNDS)}")
     metadata = {"help": text, "aliases": aliases, "heading": heading, "bounds": bounds}
     if isinstance(default, list):
-        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -57,11 +47,11 @@ def check_ranges(config) -> None:
         value = getattr(config, field.name)
         for bound, limit in field.metadata.get("bounds", {}).items():
             if value is not None and not BOUNDS[bound](value, limit):  # NaN is outside all bounds
-                wanted = bound.replace("_", " ")
-                raise InputError(f"{flag_of(field.name)} must be {wanted} {limit}, got {value}")
+                wanted = f"{bound.replace('_', ' ')} {limit}"
+                raise InputError(f"{flag_of(field.name)} must be {wanted}, got {value}")
 
 
-def run(main: Callable[[Config], object], config_class: type[Config], argv: list | None = None):
+def run(main: Callable, config_class: type, argv: list[str] | None = None) -> int:
     """Call main(settings) and return 0, or exit with one line on stderr and an exit code.
 
     That line is for InputError, OSError and FloatingPointError (training diverged); every other
@@ -86,33 +76,11 @@ def run(main: Callable[[Config], object], config_class: type[Config], argv: list
     raise SystemExit(code)
 
 
-def run_script(path: Path, *argv: str) -> None:
-    """Run another script of this project with these arguments, as its command line would.
-
-    In this process, because importing the libraries again takes seconds.  Raises SystemExit
-    when the script ends with an exit code other than 0.
-    """
-    before = sys.argv
-    sys.argv = [str(path), *argv]
-    try:
-        runpy.run_path(str(path), run_name="__main__")
-    finally:
-        sys.argv = before
-
-
-def parse(config_class: type[Config], argv: list[str] | None = None) -> Config:
-    """The settings given on a command line (by default this process's own).
-
-    Raises InputError for an unknown or missing flag, a wrong value, or a list given twice.
-    """
+def parse(config_class: type, argv: list[str] | None = None):
+    """The settings given on a command line (by default this process's own).  Raises InputError."""
     about = (sys.modules[config_class.__module__].__doc__ or "").split("\n\n")[0]
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s [flags]",
-        description=about,
-        allow_abbrev=False,
-        exit_on_error=False,
-        add_help=False,
-    )
+    settings = {"allow_abbrev": False, "exit_on_error": False, "add_help": False}
+    parser = argparse.ArgumentParser(usage="%(prog)s [flags]", description=about, **settings)
     flags = {"--help": parser.add_argument("-h", "--help", action="help", help="show this help")}
     hints, group = typing.get_type_hints(config_class), parser
     for field in dataclasses.fields(config_class):
@@ -121,7 +89,7 @@ def parse(config_class: type[Config], argv: list[str] | None = None) -> Config:
         names = [flag_of(field.name), *field.metadata.get("aliases", ())]
         action = group.add_argument(*names, dest=field.name, **_argument(field, hints[field.name]))
         flags |= dict.fromkeys(action.option_strings, action)
-    words, lists = [], []
+    words, seen = [], []
     for word in sys.argv[1:] if argv is None else argv:
         flag, equals, value = word.partition("=")
         if flag.startswith("--"):
@@ -130,12 +98,12 @@ def parse(config_class: type[Config], argv: list[str] | None = None) -> Config:
                 near = difflib.get_close_matches(flag, flags, n=1)
                 hint = f"did you mean {near[0]}?" if near else "see --help for all flags"
                 raise InputError(f"unknown flag {flag}: {hint}")
-            if equals and flags[flag].nargs == 0:
+            action = flags[flag]
+            if equals and action.nargs == 0:
                 raise InputError(f"{flag}: takes no value")
-            if flags[flag].nargs == "+":
-                if flags[flag] in lists:  # argparse would forget the first
-                    raise InputError(f"{flag} is given twice: put all values behind one")
-                lists.append(flags[flag])
+            if action.nargs == "+" and action in seen:  # argparse would forget the first
+                raise InputError(f"{flag} is given twice: put all values behind one")
+            seen.append(action)
         words.append(flag + equals + value)
     try:
         given, rest = parser.parse_known_args(words)
@@ -151,41 +119,29 @@ def parse(config_class: type[Config], argv: list[str] | None = None) -> Config:
 
 
 def _argument(field: dataclasses.Field, kind) -> dict:
-    """What `add_argument` needs for a field of type `kind`."""
+    """The arguments of `add_argument` for a field of type `kind`."""
     has_factory = field.default_factory is not dataclasses.MISSING
     default = field.default_factory() if has_factory else field.default
     shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
     shown = {"None": "none", "True": "on", "False": "off"}.get(shown, shown)
     ending = "(required)" if default is dataclasses.MISSING else f"(default: {shown})"
     text = f"{field.metadata.get('help', '')} {ending}".replace("%", "%%")
-    common = {"default": default, "help": text}
+    settings = {"default": default, "help": text}
     if kind is bool:
-        return {"action": argparse.BooleanOptionalAction if default else "store_true", **common}
-    origin = typing.get_origin(kind)
-    if origin in (typing.Union, types.UnionType):  # X | None
+        return settings | {"action": argparse.BooleanOptionalAction if default else "store_true"}
+    if type(None) in typing.get_args(kind):  # X | None
         kind = typing.get_args(kind)[0]
-    elif origin is list:
-        kind, common["nargs"] = typing.get_args(kind)[0], "+"
-    elif origin is Literal:
-        choices = typing.get_args(kind)
-        common["metavar"] = f"{{{','.join(choices)}}}"
-        return {
-            "type": _reader(str, f"one of {', '.join(choices)}", choices.__contains__),
-            **common,
-        }
-    allowed = math.isfinite if kind is float else lambda value: True
-    return {"type": _reader(kind, KINDS[kind], allowed), **common}
-
-
-def _reader(kind: type, wanted: str, allowed: Callable) -> Callable[[str], object]:
-    """A function that reads one value of a flag and says what it must be."""
+    if typing.get_origin(kind) is list:
+        kind, settings["nargs"] = typing.get_args(kind)[0], "+"
+    choices = typing.get_args(kind)  # of a Literal
+    wanted = f"one of {', '.join(choices)}" if choices else KINDS[kind]
 
     def read(text: str):
-        try:
-            if allowed(value := kind(text)):
+        with suppress(ValueError):
+            value = text if choices else kind(text)
+            finite = kind is not float or math.isfinite(value)
+            if finite and (not choices or value in choices):
                 return value
-        except ValueError:
-            pass
         raise argparse.ArgumentTypeError(f"must be {wanted}, got {text!r}")
 
-    return read
+    return settings | {"type": read, "choices": choices or None}

@@ -1,7 +1,7 @@
-"""What every test run starts from."""
+"""Set-up before all tests."""
 
 import signal
 
-# A shell that starts a job in the background lets it ignore Ctrl-C, and its children too: the tests
-# that interrupt a script would wait for nothing.
+# A shell makes its background jobs and their children ignore Ctrl-C.  Then the tests that interrupt
+# a script would wait until their time is over.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server on 127.0.0.1 that misbehaves on demand, to test the LLM judge."""
+"""An OpenAI-compatible server on 127.0.0.1 that sends faults on demand, to test the LLM judge."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass(frozen=True)
 class Fault:
-    """A reply that is sent as it is: an HTTP status, "hang" or "cut" (incomplete), and a body."""
+    """A raw reply: an HTTP status, "hang" (no reply) or "cut" (incomplete body), and a body."""
 
     status: int | str = 200
     body: str = "{}"
@@ -19,11 +19,12 @@ class Fault:
 
 
 def verdict(winner, explanation="because") -> str:
+    """A judge's reply as JSON."""
     return json.dumps({"explanation": explanation, "winner": winner})
 
 
 def answers_of(text: str) -> tuple[str, str]:
-    """Both answers of a request: the texts between the marker lines that carry the code."""
+    """The two answers of a request: the texts between marker lines that contain the code."""
     code = re.search(r"carry the code (\w+)", text)[1]
     answers = []
     for number in "12":
@@ -33,7 +34,7 @@ def answers_of(text: str) -> tuple[str, str]:
 
 
 class Server:
-    """Replies with behave(text, number), text or a Fault; requests are numbered from 1."""
+    """Sends behave(text, number), a text or a Fault, for each request; numbers start at 1."""
 
     def __init__(self, behave):
         self.behave, self.bodies, self.keys, self.times = behave, [], [], []

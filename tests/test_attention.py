@@ -135,9 +135,10 @@ def test_only_long_trees_carry_spans():
     assert not build_tree([prompt], [answers[:1]], layout).spans
 
 
-def test_loaded_models_take_it_and_saved_ones_do_not_name_it(tmp_path):
+def test_loaded_models_take_it_and_saved_ones_do_not_name_it(tmp_path, monkeypatch):
     tiny_model("llama", dtype=torch.float32).save_pretrained(tmp_path / "a")
-    model = load_causal_lm(str(tmp_path / "a"), torch.float32, torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    model = load_causal_lm(str(tmp_path / "a"), torch.float32)
     assert model.config._attn_implementation == attention.NAME
     model.save_pretrained(tmp_path / "b")
     assert attention.NAME not in json.dumps(json.loads((tmp_path / "b/config.json").read_text()))

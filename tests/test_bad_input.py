@@ -1,4 +1,4 @@
-"""Bad input: one sentence that names the culprit, exit code 2, nothing written."""
+"""Wrong settings and inputs: one sentence that names the cause, exit code 2, nothing written."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ PROMPTS = [{"prompt": row["prompt"]} for row in tiny_pairs(8)]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with every good and bad input."""
+    """A folder with correct and wrong inputs of every kind."""
     place = tmp_path_factory.mktemp("input")
     base = tiny_folder(place / "base", "smol")
     trained_folder(base, place / "rm", "scalar")
@@ -156,7 +156,7 @@ CASES = [(train_rm, *case) for case in TRAIN_RM] + [(train_policy, *case) for ca
 
 
 def command(script, words: str, out: Path) -> list[str]:
-    """A good command line with these flags in place of its own."""
+    """A correct command line, with the flags in `words` instead of its own."""
     flags, given = {"out": [str(out)]}, {}
     for line, into in ((RM if script is train_rm else POLICY, flags), (words, given)):
         for piece in (" " + line).split(" --")[1:]:
@@ -167,34 +167,36 @@ def command(script, words: str, out: Path) -> list[str]:
 
 
 def contents(place: Path) -> dict:
+    """The bytes of every file in a folder."""
     return {str(f): f.read_bytes() for f in place.rglob("*") if f.is_file()}
 
 
-def check_told(code: int, errors: str, culprits: list[str]) -> None:
+def assert_one_sentence(code: int, errors: str, causes: list[str]) -> None:
+    """Exit code 2 and one line on stderr that contains every word of `causes`."""
     assert code == 2
     assert errors.startswith("error: ") and errors.count("\n") == 1 and len(errors) < 500
-    for culprit in culprits:
-        assert culprit in errors
+    for cause in causes:
+        assert cause in errors
 
 
 @pytest.mark.parametrize(
-    ("script", "words", "culprits"), CASES, ids=[f"{c[0].__name__} {c[1]}" for c in CASES]
+    ("script", "words", "causes"), CASES, ids=[f"{c[0].__name__} {c[1]}" for c in CASES]
 )
-def test_a_wrong_setting_or_input_is_one_sentence(
-    place, tmp_path, monkeypatch, capfd, script, words, culprits
+def test_a_wrong_setting_or_input_gives_one_sentence(
+    place, tmp_path, monkeypatch, capfd, script, words, causes
 ):
     monkeypatch.chdir(place)
     before = contents(place)
     with pytest.raises(SystemExit) as stop:
         command_line.run(script.main, script.Config, command(script, words, tmp_path / "out"))
-    check_told(stop.value.code, capfd.readouterr().err, culprits)
+    assert_one_sentence(stop.value.code, capfd.readouterr().err, causes)
     assert contents(place) == before
     assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("script", [train_rm, train_policy])
-def test_the_good_command_line_is_good(place, monkeypatch, script, tmp_path):
-    """Otherwise the test above might see another mistake than the one it is about."""
+def test_the_command_line_without_a_mistake_runs(place, monkeypatch, script, tmp_path):
+    """So every case of the test above fails because of its own mistake."""
     monkeypatch.chdir(place)
     monkeypatch.setattr(report, "write_report", lambda out: None)
     line = command(script, "", tmp_path / "out")
@@ -202,7 +204,7 @@ def test_the_good_command_line_is_good(place, monkeypatch, script, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("script", "words", "culprits"),
+    ("script", "words", "causes"),
     [
         (train_rm, "--data absent.jsonl", "absent.jsonl"),
         (train_rm, "--data absent", "absent"),
@@ -212,9 +214,9 @@ def test_the_good_command_line_is_good(place, monkeypatch, script, tmp_path):
     ],
 )
 def test_nothing_is_built_for_a_run_that_cannot_start(
-    place, tmp_path, monkeypatch, capfd, script, words, culprits
+    place, tmp_path, monkeypatch, capfd, script, words, causes
 ):
-    """With the default places, the start model and the reward model take minutes to build."""
+    """Building the default start model and reward model would take minutes."""
     monkeypatch.chdir(tmp_path)
     base, rm = place / "base", place / "rm"
 
@@ -227,29 +229,29 @@ def test_nothing_is_built_for_a_run_that_cannot_start(
     monkeypatch.setattr(defaults, "run_script", link)
     with pytest.raises(SystemExit) as stop:
         command_line.run(script.main, script.Config, words.split())
-    assert stop.value.code == 2 and culprits in capfd.readouterr().err
+    assert stop.value.code == 2 and causes in capfd.readouterr().err
     assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("script", "words", "culprits"),
+    ("script", "words", "causes"),
     [
         (train_rm, "--data no_json.jsonl", ["no_json.jsonl row 5"]),
         (train_policy, "--reward-model base", ["no reward head"]),
     ],
 )
-def test_through_the_shell(place, tmp_path, script, words, culprits):
+def test_a_wrong_input_through_the_shell(place, tmp_path, script, words, causes):
     before = contents(place)
     line = [str(ROOT / f"{script.__name__}.py"), *command(script, words, tmp_path / "out")]
     done = subprocess.run(
         [sys.executable, *line], cwd=place, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    check_told(done.returncode, done.stderr, culprits)
+    assert_one_sentence(done.returncode, done.stderr, causes)
     assert contents(place) == before and not any(tmp_path.iterdir())
 
 
-def test_the_guard_s_sentence_comes_after_the_progress_bar(place, tmp_path, monkeypatch, capfd):
-    """An error in the middle of a run starts a line of its own."""
+def test_the_alignment_error_is_printed_below_the_progress_bar(place, tmp_path, monkeypatch, capfd):
+    """An error in the middle of a run is printed on a line of its own."""
     monkeypatch.chdir(place)
     sample = train_policy.sample
 
@@ -263,4 +265,4 @@ def test_the_guard_s_sentence_comes_after_the_progress_bar(place, tmp_path, monk
         line = command(train_policy, "", tmp_path / "out")
         command_line.run(train_policy.main, train_policy.Config, line)
     assert stop.value.code == 2
-    assert capfd.readouterr().err.splitlines()[-1].startswith("error: the sampler's log-probs")
+    assert capfd.readouterr().err.splitlines()[-1].startswith("error: the log-probs of sampling")

@@ -12,7 +12,8 @@ from typing import Literal
 import pytest
 
 from rlhf_min import InputError
-from rlhf_min.command_line import check_ranges, option, parse, run, run_script
+from rlhf_min.command_line import check_ranges, option, parse, run
+from rlhf_min.defaults import run_script
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,21 +9,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_models import MODELS, tiny_model
+from tiny_models import MODELS, lengths_of, tiny_model
 from torch import nn
 from torch.testing import assert_close
 
-from rlhf_min.hardware import packed_weights as packing
+from rlhf_min.hardware import decoding as hardware
 from rlhf_min.hardware import static_decoding
 from rlhf_min.hardware.attention import NAME
-from rlhf_min.hardware.packed_weights import packed_weights
+from rlhf_min.hardware.decoding import Decoder, decoding_mode
 from rlhf_min.hardware.static_decoding import StaticDecoder, use_static
 from rlhf_min.models import sampling
-from rlhf_min.models.decoding import Decoder, make_decoder
+from rlhf_min.models.decoding import make_decoder
 from rlhf_min.models.sampling import sample
 
 WHOLE = [(family, attention) for family, attention in MODELS if family != "gemma2"]  # no window
-packs = pytest.mark.skipif(not packing.can_pack(), reason="this CPU does not multiply bfloat16")
+packs = pytest.mark.skipif(not hardware.can_pack(), reason="this CPU does not multiply bfloat16")
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12, 13], [14]]
 TOKENS = torch.tensor([[3, 4, 5, 6, 7, 8], [9, 3, 9, 3, 9, 3], [0, 1, 2, 0, 1, 2]])
 
@@ -129,7 +129,7 @@ def test_sampling_from_the_static_cache_gives_the_same_answers(monkeypatch):
     static_maker = functools.partial(make_decoder, static=True)
     monkeypatch.setattr(sampling, "make_decoder", static_maker)
     static = answers()
-    assert static.answers == growing.answers and growing.lengths.unique().numel() > 3
+    assert static.answers == growing.answers and lengths_of(growing).unique().numel() > 3
     assert_close(static.log_probs, growing.log_probs, atol=1e-4, rtol=1e-4)
 
 
@@ -273,7 +273,7 @@ def test_packed_weights_give_the_same_product(rows, bias):
     layer = bfloat16_linear(bias)
     x = torch.randn(rows, 1, 40, dtype=torch.bfloat16)
     expected = x.double() @ layer.weight.double().T + (layer.bias.double() if bias else 0)
-    with packed_weights(Holder(layer), 16):
+    with decoding_mode(Holder(layer), 16):
         assert "forward" in vars(layer)
         found = layer(x)
     assert found.shape == (rows, 1, 24) and found.dtype == torch.bfloat16
@@ -292,7 +292,7 @@ class Holder(nn.Module):
 
 def test_layers_are_handed_back_plain_even_after_an_error():
     layer = bfloat16_linear(False)
-    with pytest.raises(KeyError), packed_weights(Holder(layer), 16):
+    with pytest.raises(KeyError), decoding_mode(Holder(layer), 16):
         raise KeyError
     assert "forward" not in vars(layer)
     layer(torch.randn(2, 40, dtype=torch.bfloat16)).sum().backward()
@@ -302,7 +302,7 @@ def test_layers_are_handed_back_plain_even_after_an_error():
 @packs
 def test_an_error_while_packing_is_the_one_that_is_seen(monkeypatch):
     layers = nn.Sequential(bfloat16_linear(False), bfloat16_linear(False))
-    real, seen = packing.packed_forward, []
+    real, seen = hardware.packed_forward, []
 
     def second_fails(layer):
         seen.append(layer)
@@ -310,8 +310,8 @@ def test_an_error_while_packing_is_the_one_that_is_seen(monkeypatch):
             raise MemoryError("no room")
         return real(layer)
 
-    monkeypatch.setattr(packing, "packed_forward", second_fails)
-    with pytest.raises(MemoryError, match="no room"), packed_weights(Holder(layers), 16):
+    monkeypatch.setattr(hardware, "packed_forward", second_fails)
+    with pytest.raises(MemoryError, match="no room"), decoding_mode(Holder(layers), 16):
         pass
     assert not any("forward" in vars(layer) for layer in layers)
 
@@ -319,15 +319,15 @@ def test_an_error_while_packing_is_the_one_that_is_seen(monkeypatch):
 def test_a_forward_of_somebody_else_s_stays():
     layer = bfloat16_linear(False)
     layer.forward = theirs = lambda x: x
-    with packed_weights(Holder(layer), 16):
+    with decoding_mode(Holder(layer), 16):
         assert layer.forward is theirs
     assert layer.forward is theirs
 
 
 def test_a_cpu_that_cannot_multiply_packed_weights_multiplies_plain_ones(monkeypatch):
-    monkeypatch.setattr(packing, "can_pack", lambda: False)
+    monkeypatch.setattr(hardware, "can_pack", lambda: False)
     layer = bfloat16_linear(False)
-    with packed_weights(Holder(layer), 16):
+    with decoding_mode(Holder(layer), 16):
         assert "forward" not in vars(layer)
 
 
@@ -335,10 +335,10 @@ def test_a_cpu_that_cannot_multiply_packed_weights_multiplies_plain_ones(monkeyp
 def test_an_update_of_the_weights_is_seen_by_the_next_sampling():
     """The packed copy must not outlive its use."""
     layer, x = bfloat16_linear(False), torch.ones(1, 40, dtype=torch.bfloat16)
-    with packed_weights(Holder(layer), 16):
+    with decoding_mode(Holder(layer), 16):
         layer(x)
     layer.weight.zero_()
-    with packed_weights(Holder(layer), 16):
+    with decoding_mode(Holder(layer), 16):
         assert layer(x).abs().sum() == 0
 
 
@@ -350,7 +350,7 @@ def test_who_is_not_packed(dtype, tokens, device):
     layer = bfloat16_linear(False).to(dtype)
     holder = Holder(layer)
     holder.device = torch.device(device)
-    with packed_weights(holder, tokens):
+    with decoding_mode(holder, tokens):
         assert "forward" not in vars(layer)
 
 

@@ -1,4 +1,4 @@
-"""The whole project at once: a short run in the zoo, and that the scripts run what is tested."""
+"""A short run of the whole project; and the scripts call the functions that the tests check."""
 
 import pytest
 from tiny_models import tiny_folder, tiny_pairs, write_rows
@@ -15,17 +15,17 @@ def test_a_short_run_raises_gold_by_a_point_and_a_half_on_held_out_prompts(tmp_p
     start_model.build_base(base, steps=300)
     accuracy = train_rm.main(train_rm.Config(model=base, out=rm, max_steps=200))["accuracy"]
     assert accuracy > 0.7  # "the longer answer wins" scores 0.43 here
-    ends = train_policy.main(
+    summary = train_policy.main(
         train_policy.Config(model=base, reward_model=rm, out=str(tmp_path / "policy"), steps=35)
     )
-    before, after = ends["before"], ends["after"]
+    before, after = summary["before"], summary["after"]
     assert after["reward/gold"] > before["reward/gold"] + 1.5
     assert after["reward/gold_low"] > before["reward/gold_high"]
     assert after["reward/mean"] > before["reward/mean"] and after["finished/rate"] > 0.95
 
 
 class CalledError(Exception):
-    """Raised by a stand-in for a tested function."""
+    """Raised when a patched function is called."""
 
 
 REWARD_MODEL = {
@@ -61,42 +61,42 @@ POLICY = {
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A tiny model, a tiny reward model of it, and pairs."""
+def inputs(tmp_path_factory):
+    """Settings that name a tiny model and tiny pairs; the folder of a tiny reward model."""
     place = tmp_path_factory.mktemp("tiny")
     pairs, held_out = tiny_pairs(8), tiny_pairs(4, "frog")
     for number, row in enumerate(held_out):
         row["prompt"] += f" ({number})"
-    rows = {
+    settings = {
         "data": [write_rows(place / "pairs.jsonl", pairs)],
         "eval_data": [write_rows(place / "held.jsonl", held_out)],
         "model": str(tiny_folder(place / "base")),
     }
-    train_rm.main(train_rm.Config(**rows, out=str(place / "rm"), max_steps=1))
-    return rows, str(place / "rm")
+    train_rm.main(train_rm.Config(**settings, out=str(place / "rm"), max_steps=1))
+    return settings, str(place / "rm")
 
 
-def stand_in(*args, **kwargs):
+def raise_called(*args, **kwargs):
     raise CalledError
 
 
 @pytest.mark.parametrize("name", REWARD_MODEL)
-def test_trap_21_train_rm_runs_the_function_that_is_tested(name, world, tmp_path, monkeypatch):
-    monkeypatch.setattr(f"train_rm.{name}", stand_in)
+def test_trap_21_train_rm_calls_the_tested_function(name, inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(f"train_rm.{name}", raise_called)
     config = train_rm.Config(
-        **world[0], out=str(tmp_path / "rm"), max_steps=1, **REWARD_MODEL[name]
+        **inputs[0], out=str(tmp_path / "rm"), max_steps=1, **REWARD_MODEL[name]
     )
     with pytest.raises(CalledError):
         train_rm.main(config)
 
 
 @pytest.mark.parametrize("name", POLICY)
-def test_trap_21_train_policy_runs_the_function_that_is_tested(name, world, tmp_path, monkeypatch):
-    rows, reward_model = world
-    monkeypatch.setattr(f"train_policy.{name}", stand_in)
+def test_trap_21_train_policy_calls_the_tested_function(name, inputs, tmp_path, monkeypatch):
+    settings, reward_model = inputs
+    monkeypatch.setattr(f"train_policy.{name}", raise_called)
     config = train_policy.Config(
-        **rows, reward_model=reward_model, out=str(tmp_path / "policy"), batch_size=4, samples=2,
-        steps=1, max_new_tokens=4, **POLICY[name],
+        **settings, reward_model=reward_model, out=str(tmp_path / "policy"), batch_size=4,
+        samples=2, steps=1, max_new_tokens=4, **POLICY[name],
     )  # fmt: skip
     with pytest.raises(CalledError):
         train_policy.main(config)

@@ -1,4 +1,4 @@
-"""The recipes as a user runs them, on local stand-ins with short settings."""
+"""The recipes run from the shell, with tiny local models and data and short settings."""
 
 import json
 import os
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def shell(recipe: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """Run a recipe with this interpreter."""
+    """Run a recipe with this Python interpreter; asserts exit code 0."""
     settings = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **environment}
     command = ["bash", f"recipes/{recipe}", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True)
@@ -24,7 +24,7 @@ def shell(recipe: str, *arguments: str, **environment: str) -> subprocess.Comple
 
 
 def helpsteer_rows(file: Path) -> Path:
-    """Rows in the form of esfrankel17/HelpSteer2_binarized: messages, ratings from 0 to 4."""
+    """Write rows in the format of esfrankel17/HelpSteer2_binarized: messages, ratings 0 to 4."""
     rows = []
     for number in range(30):
         prompt = f"Question {number}: which way is up?"
@@ -38,7 +38,7 @@ def helpsteer_rows(file: Path) -> Path:
 
 
 @pytest.mark.parametrize("recipe", ["smollm2_scalar.sh", "smollm2_ratings.sh"])
-def test_the_reference_set_up_runs_on_a_stand_in_with_a_system_turn_and_pad_equal_end(
+def test_the_smollm2_recipes_run_on_a_model_with_a_system_turn_and_pad_equal_to_end(
     recipe, tmp_path
 ):
     short = "--batch-size 8 --samples 2 --steps 2 --max-new-tokens 8 --eval-prompts 4"
@@ -58,7 +58,7 @@ def test_the_reference_set_up_runs_on_a_stand_in_with_a_system_turn_and_pad_equa
 
 
 def test_the_circle_runs_and_its_table_names_every_round(tmp_path):
-    """One round from a hardly trained model: sample, judge, mix, retrain, continue, judge again."""
+    """One round from a start model of 60 steps: sample, judge, mix, retrain, continue, judge."""
     start = str(tmp_path / "start")
     start_model.build_base(start, steps=60, examples=2000)
     out = tmp_path / "loop"

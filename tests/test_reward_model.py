@@ -1,4 +1,4 @@
-"""Reward models: heads, readings, and an ordinary folder that transformers reads the same way."""
+"""Reward models: heads, rewards from ratings, and a folder that transformers reads the same way."""
 
 import math
 from itertools import product
@@ -14,7 +14,7 @@ from rlhf_min import InputError
 from rlhf_min.data.encoding import encode_pairs
 from rlhf_min.data.preferences import Pair
 from rlhf_min.maths.ratings import confidence_weight
-from rlhf_min.models.answers import encode_texts, score_texts
+from rlhf_min.models.answers import encode_texts
 from rlhf_min.models.batches import choose_layout
 from rlhf_min.models.layout import context_length
 from rlhf_min.models.loading import load_tokenizer, save_model
@@ -48,8 +48,15 @@ def trained_folder(base: str | Path, out: Path, head: str, seed: int = 0) -> Pat
     return out
 
 
+def score_texts(scorer: RewardScorer, prompts: list, answers: list[str]) -> list[float]:
+    """Rewards of one answer text to each prompt."""
+    texts, ends = [[answer] for answer in answers], [[True]] * len(answers)
+    tokens = encode_texts(scorer.tokenizer, prompts, texts, ends, scorer.context)
+    return reward_from(scorer.outputs(*tokens), "mean").tolist()
+
+
 @pytest.mark.parametrize("head", LABELS)
-def test_a_new_head_scores_everything_alike_so_that_training_starts_at_chance(tmp_path, head):
+def test_a_new_head_scores_all_answers_the_same_so_that_training_starts_at_chance(tmp_path, head):
     folder = tiny_folder(tmp_path / "m")
     model, tokenizer = new_reward_model(str(folder), head, torch.float32), load_tokenizer(folder)
     pairs = [Pair(p, a, a + " and more") for p, a in zip(PROMPTS, ANSWERS, strict=True)]
@@ -193,7 +200,7 @@ def test_trap_4_a_pad_that_is_the_end_token_is_replaced_for_good(tmp_path, kind)
 # Reading a number out of the head.
 
 
-def test_readings_equal_a_loop_over_the_ratings():
+def test_rewards_from_ratings_equal_a_loop_over_the_ratings():
     torch.manual_seed(0)
     outputs, start = torch.randn(4, 10) * 2, torch.randn(4, 10) * 2
     p, q = outputs.softmax(-1).tolist(), start.softmax(-1).tolist()

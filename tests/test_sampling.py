@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 import torch
-from tiny_models import MODELS, tiny_folder, tiny_model
+from tiny_models import MODELS, lengths_of, tiny_folder, tiny_model
 from torch.testing import assert_close
 from transformers import GenerationConfig
 
@@ -45,7 +45,7 @@ def test_trap_7_the_sampler_s_log_probs_are_those_of_its_answers(family, attenti
     """Prompts of different lengths in one batch, finished rows leaving it, several end ids."""
     model = tiny_model(family, attention, torch.float32)
     rollout = sample(model, PROMPTS, 3, 9, [2, 3, 4], temperature, seeded())
-    lengths = rollout.lengths.flatten().tolist()
+    lengths = lengths_of(rollout).flatten().tolist()
     assert len(set(lengths)) > 1, "rows must finish at different times for this test to mean much"
     for p, k in product(range(3), range(3)):
         expected = loop_log_prob(model, PROMPTS[p], rollout.answers[p][k], temperature)
@@ -139,7 +139,7 @@ def test_trap_3_an_answer_holds_its_end_token_once_last_and_no_pad(samples):
             ends = [i for i in ids if i in (2, 3, 4)]
             assert bool(rollout.finished[p, k]) == (ids[-1] in (2, 3, 4))
             assert ends == ids[-1:] if rollout.finished[p, k] else not ends and len(ids) == 6
-            assert rollout.lengths[p, k] == len(ids)
+            assert lengths_of(rollout)[p, k] == len(ids)
 
 
 def test_trap_4_token_0_and_the_pad_id_are_ordinary_tokens():
@@ -177,7 +177,7 @@ def test_finished_rows_leaving_the_batch_change_nothing(family, monkeypatch):
         return sample(model, prompts, samples, 12, ends, 1.0)
 
     together = run(prompts, 2)
-    assert together.lengths.unique().numel() > 2
+    assert lengths_of(together).unique().numel() > 2
     for p, prompt in enumerate(prompts):
         alone = run([prompt], 1)
         assert [alone.answers[0][0]] * 2 == together.answers[p]
@@ -195,7 +195,7 @@ def test_a_batch_of_one_and_a_single_new_token_work():
 def test_trap_6_a_rollout_carries_no_graph():
     model = tiny_model("llama", "sdpa", torch.float32).train()
     rollout = sample(model, PROMPTS, 2, 8, END, 1.0, seeded())
-    for tensor in (rollout.log_probs, rollout.finished, rollout.lengths):
+    for tensor in (rollout.log_probs, rollout.finished, lengths_of(rollout)):
         assert not tensor.requires_grad and tensor.grad_fn is None
     assert torch.is_grad_enabled()
     assert all(p.grad is None for p in model.parameters())
@@ -212,7 +212,7 @@ def test_trap_6_no_activation_outlives_the_sampling():
     before = alive()
     rollout = sample(model, PROMPTS, 8, 60, [22], 1.0, seeded())
     assert alive() - before < 200
-    assert rollout.lengths.max() > 20
+    assert lengths_of(rollout).max() > 20
 
 
 def test_trap_19_the_cache_is_on_under_gradient_checkpointing(monkeypatch):

@@ -60,7 +60,7 @@ def test_bootstrap_covers_the_truth_in_95_percent_of_simulations():
     assert 0.89 < inside / 300 < 0.985
 
 
-def test_bootstrap_width_is_that_of_the_normal_approximation():
+def test_bootstrap_width_equals_the_normal_approximation():
     draw = random.Random(3)
     values = [draw.gauss(0, 1) for _ in range(1000)]
     low, high = bootstrap_interval(values)
@@ -68,7 +68,7 @@ def test_bootstrap_width_is_that_of_the_normal_approximation():
 
 
 def test_bootstrap_draws_prompts_not_answers():
-    """20 answers that are all alike for a prompt tell no more than one of them."""
+    """20 equal answers to each prompt give the same interval as one answer to each."""
     draw = random.Random(4)
     single = [float(draw.random() < 0.5) for _ in range(40)]
     groups = [[value] * 20 for value in single]
@@ -81,7 +81,7 @@ def test_bootstrap_draws_prompts_not_answers():
     )
 
 
-def test_bootstrap_is_a_function_of_its_seed_and_takes_any_statistic():
+def test_bootstrap_depends_on_its_seed_only_and_takes_any_statistic():
     values = [1.0, 2.0, 2.0, 5.0, 9.0]
     assert bootstrap_interval(values, max, seed=7) == bootstrap_interval(values, max, seed=7)
     assert bootstrap_interval(values, max)[1] == 9.0
@@ -98,7 +98,7 @@ def test_win_rate_counts_ties_half_and_refuses_other_numbers():
 
 
 def grid_oracle(verdicts, differences, ridge=0.01):
-    """The same penalised likelihood minimised by a shrinking grid; no gradient, no Newton step."""
+    """The same penalised likelihood, maximised by a shrinking grid search without gradients."""
     mean = sum(differences) / len(differences)
     spread = math.sqrt(sum((d - mean) ** 2 for d in differences) / len(differences))
 
@@ -129,8 +129,8 @@ def test_length_controlled_rate_equals_a_grid_search(seed):
     assert length_controlled_rate(verdicts, differences) == pytest.approx(expected, abs=1e-5)
 
 
-def test_length_controlled_rate_recovers_what_a_length_loving_judge_hides():
-    """Truth: equally good answers (½ at equal length), b longer, a judge who likes length."""
+def test_length_controlled_rate_removes_the_bias_of_a_judge_that_prefers_long_answers():
+    """Equally good answers (true rate ½), b's are longer, and the judge prefers long ones."""
     draw = random.Random(11)
     differences = [draw.gauss(60, 60) for _ in range(4000)]
     p = [1 / (1 + math.exp(-2 * math.tanh(d / 60))) for d in differences]
@@ -139,7 +139,7 @@ def test_length_controlled_rate_recovers_what_a_length_loving_judge_hides():
     assert length_controlled_rate(verdicts, differences) == pytest.approx(0.5, abs=0.04)
 
 
-def test_length_controlled_rate_is_symmetric_and_without_a_unit():
+def test_length_controlled_rate_is_symmetric_and_independent_of_the_unit():
     verdicts, differences = [1, 0.5, 0, 1, 1, 0], [30, -4, 8, 60, -12, -30]
     rate = length_controlled_rate(verdicts, differences)
     mirrored = length_controlled_rate([1 - v for v in verdicts], [-d for d in differences])
@@ -165,7 +165,7 @@ def test_calibration_error_of_calibrated_probabilities_is_small():
     assert expected_calibration_error(probabilities, outcomes) < 0.015
 
 
-def test_calibration_error_of_a_known_miscalibration_is_that_number():
+def test_calibration_error_equals_a_known_miscalibration():
     probabilities = [0.9] * 100 + [0.25] * 300
     outcomes = [1] * 70 + [0] * 30 + [1] * 75 + [0] * 225
     assert expected_calibration_error(probabilities, outcomes) == pytest.approx(0.25 * 0.2)
@@ -173,7 +173,7 @@ def test_calibration_error_of_a_known_miscalibration_is_that_number():
 
 
 def test_calibration_needs_both_orders_of_a_pair():
-    """Chosen always wins: on one order alone even the perfect model looks miscalibrated."""
+    """The outcome of chosen first is always 1: then a calibrated model looks miscalibrated."""
     draw = random.Random(22)
     p = [0.8] * 1000
     right = [draw.random() < 0.8 for _ in p]
@@ -197,14 +197,15 @@ def test_reliability_bins_hold_every_point_once():
 
 
 def test_distinct_n_by_hand():
-    assert distinct_n(["a b a b"], 2) == pytest.approx(2 / 3)
-    assert distinct_n(["a b", "a b"], 2) == 0.5
+    assert distinct_n([["a", "b", "a", "b"]], 2) == pytest.approx(2 / 3)
+    assert distinct_n([["a", "b"], ["a", "b"]], 2) == 0.5
     assert distinct_n([[1, 2, 3], [1, 2]], 1) == pytest.approx(3 / 5)
-    assert distinct_n(["a b", "b c"], 1) == pytest.approx(3 / 4)
-    assert distinct_n(["", "one"], 2) == 0.0
+    assert distinct_n([["a", "b"], ["b", "c"]], 1) == pytest.approx(3 / 4)
+    assert distinct_n([[], ["one"]], 2) == 0.0
 
 
 def longest_run_oracle(tokens, longest_unit):
+    """The same by trying every start and every unit."""
     best = min(len(tokens), 1)
     for start in range(len(tokens)):
         for n in range(1, longest_unit + 1):

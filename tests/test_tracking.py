@@ -1,4 +1,4 @@
-"""Live tracking beside the files: real writers, no network."""
+"""Live tracking with the real TensorBoard and Weights & Biases packages, without network."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ class Settings:
     overwrite: bool = False
 
 
-def test_tensorboard_gets_every_number_at_its_step(tmp_path):
+def test_tensorboard_gets_every_number_with_its_step(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -27,7 +27,7 @@ def test_tensorboard_gets_every_number_at_its_step(tmp_path):
     assert set(events.Tags()["scalars"]) == {"step", "reward/mean"}
 
 
-def test_wandb_offline_keeps_a_run_on_disk(tmp_path, monkeypatch):
+def test_wandb_offline_writes_a_run_to_disk(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -38,6 +38,6 @@ def test_wandb_offline_keeps_a_run_on_disk(tmp_path, monkeypatch):
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 
 
-def test_no_tracking_writes_nothing_more(tmp_path):
+def test_without_tracking_only_the_usual_files_are_written(tmp_path):
     RunLog("x.py", Settings("none", str(tmp_path)), {}).log(1, {"a": 1})
     assert {f.name for f in tmp_path.iterdir()} == {"run.json", "metrics.jsonl"}

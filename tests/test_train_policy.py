@@ -1,4 +1,4 @@
-"""train_policy.py as a whole: every setting against a hand-written loop, the guard, the folder."""
+"""train_policy.py as a whole: against a plain loop, the alignment check, the files of a run."""
 
 import json
 import math
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from plain_loop import answer_log_prob, plain_policy_loop
 from test_reward_model import trained_folder
 from test_train_rm import close, rows_of
 from tiny_models import tiny_folder, write_rows
@@ -37,8 +38,8 @@ PROMPTS = [f"what does the {name} like?" for name in NAMES]
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """Settings of a run on 8 prompts, 4 a step; random models, of which some answers end."""
+def tiny_run(tmp_path_factory):
+    """Settings of a tiny run: 8 prompts, 4 per step, random models; some answers end."""
     place = tmp_path_factory.mktemp("policy")
     base = tiny_folder(place / "base", "smol")
     GenerationConfig(eos_token_id=[2, *range(40, 70)], do_sample=False).save_pretrained(base)
@@ -54,129 +55,30 @@ def world(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch, request):
-    """The pictures take longer than these runs: only a test that asks for them gets them."""
+    """Write no report, because it takes longer than these runs, unless a test uses `pictures`."""
     if "pictures" not in request.fixturenames:
         monkeypatch.setattr(report, "write_report", lambda out: None)
 
 
 @pytest.fixture
 def pictures():
-    """A test that names this fixture gets the real report."""
+    """A test that uses this fixture gets the real report."""
 
 
-def config_of(world: dict, out: Path, head: str = "scalar", **settings) -> train_policy.Config:
-    world = {**world, "reward_model": world[head], "out": str(out)}
+def config_of(tiny_run: dict, out: Path, head: str = "scalar", **settings) -> train_policy.Config:
+    tiny_run = {**tiny_run, "reward_model": tiny_run[head], "out": str(out)}
     return train_policy.Config(
-        **{k: v for k, v in {**world, **settings}.items() if k not in ("scalar", "ratings")}
+        **{k: v for k, v in {**tiny_run, **settings}.items() if k not in ("scalar", "ratings")}
     )
 
 
-def run(world: dict, out: Path, head: str = "scalar", **settings) -> dict:
-    """main(config) → final weights."""
-    train_policy.main(config_of(world, out, head, **settings))
+def run(tiny_run: dict, out: Path, head: str = "scalar", **settings) -> dict:
+    """Run main(config); returns the final weights by name."""
+    train_policy.main(config_of(tiny_run, out, head, **settings))
     return dict(AutoModelForCausalLM.from_pretrained(out).named_parameters())
 
 
-# Against a loop that shares nothing but the rollouts.
-
-
-def answer_log_prob(model, prompt, answer, temperature):
-    logits = model(torch.tensor([prompt + answer]), use_cache=False).logits[0]
-    log_p = (logits[len(prompt) - 1 : -1] / temperature).log_softmax(-1)
-    return log_p[range(len(answer)), answer].sum()
-
-
-def reading_of(z: torch.Tensor, start: torch.Tensor | None, c: train_policy.Config) -> float:
-    if c.reading == "win" and len(z) == 1:
-        return torch.sigmoid(z - start).item()
-    if len(z) == 1:
-        return z.item()
-    p, k = z.double().softmax(-1), torch.arange(1, 11).double()
-    if c.reading == "win":
-        joint = p[:, None] * start.double().softmax(-1)[None]
-        return (joint.tril(-1).sum() + joint.trace() / 2).item()
-    if c.reading == "entropic":
-        return (-c.entropic_b * (p * (-k / c.entropic_b).exp()).sum().log()).item()
-    return (p * k).sum().item()
-
-
-def weight_of(z: torch.Tensor, kind: str) -> float:
-    if kind == "none":
-        return 1.0
-    p, k = z.double().softmax(-1), torch.arange(1, 11).double()
-    sigma = max(((p * k**2).sum() - (p * k).sum() ** 2).item(), 0.01) ** 0.5
-    return {"inverse-sigma": 1 / sigma, "inverse-variance": 1 / sigma**2,
-            "inverse-one-plus-sigma": 1 / (1 + sigma)}[kind]  # fmt: skip
-
-
-def loop_weights(c: train_policy.Config, rollouts: list, scale: dict) -> tuple[dict, list[dict]]:
-    """Final weights, and what each step should have logged."""
-    policy, reference = (AutoModelForCausalLM.from_pretrained(c.model) for _ in range(2))
-    judge = AutoModelForSequenceClassification.from_pretrained(c.reward_model)
-    adam = torch.optim.AdamW(policy.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
-    rollouts, earlier, ema, logged = list(rollouts), [], 0.0, []
-    for step in range(c.steps):
-        rollout = rollouts.pop(0)
-        starts = rollouts.pop(0).answers if c.reading == "win" else None
-        flat = []  # prompt, answer, raw score, reward with KL, KL, weight, old log-prob
-        for p, prompt in enumerate(rollout.prompts):
-            start = None
-            if starts:
-                start = judge.model(torch.tensor([prompt + starts[p][0]])).last_hidden_state[0, -1]
-                start = judge.score(start).detach()
-            for k, answer in enumerate(rollout.answers[p]):
-                hidden = judge.model(torch.tensor([prompt + answer])).last_hidden_state[0, -1]
-                z = judge.score(hidden).detach()
-                score = reading_of(z, start, c)
-                reward = (score - scale["mean"]) / max(scale["std"], 1e-6)
-                if answer[-1] != 2 and answer[-1] not in range(40, 70):
-                    assert len(answer) == c.max_new_tokens and not rollout.finished[p, k]
-                    reward -= c.missing_end_penalty
-                old, ref = (
-                    answer_log_prob(m, prompt, answer, c.temperature).item()
-                    for m in (policy, reference)
-                )
-                reward -= c.kl * (old - ref)
-                flat.append((prompt, answer, score, reward, old - ref, weight_of(z, c.weight), old))
-        rewards = [row[3] for row in flat]
-        if c.baseline == "moving-average":
-            base = sum(earlier) / len(earlier) if earlier else 0.0
-        else:
-            base = ema if c.baseline == "ema" else 0.0
-        advantages = []
-        for i, row in enumerate(flat):
-            b = base
-            if c.baseline == "leave-one-out":
-                group = [j for j in range(len(flat)) if j // c.samples == i // c.samples]
-                b = sum(rewards[j] for j in group if j != i) / (c.samples - 1)
-            advantages.append((row[3] - b) * row[5])
-        for _ in range(c.updates):
-            loss, outside = 0.0, 0
-            for (prompt, answer, *_, old), a in zip(flat, advantages, strict=True):
-                log_prob = answer_log_prob(policy, prompt, answer, c.temperature)
-                outside += abs(math.exp(log_prob.item() - old) - 1) > c.clip
-                if c.objective == "reinforce":
-                    loss = loss - a * log_prob / len(flat)
-                else:
-                    ratio = (log_prob - old).exp()
-                    clipped = ratio.clamp(1 - c.clip, 1 + c.clip)
-                    loss = loss - torch.minimum(ratio * a, clipped * a) / len(flat)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), c.max_grad_norm).item()
-            adam.param_groups[0]["lr"] = c.lr * min(1.0, (step + 1) / c.warm_up)
-            adam.step()
-            adam.zero_grad()
-        earlier += rewards
-        ema = c.ema_decay * ema + (1 - c.ema_decay) * sum(rewards) / len(rewards)
-        n = len(flat)
-        logged.append({
-            "reward/mean": sum(row[2] for row in flat) / n, "reward/with_kl": sum(rewards) / n,
-            "kl/mean": sum(row[4] for row in flat) / n, "baseline/value": base,
-            "advantage/mean": sum(advantages) / n, "grad/norm": norm, "clip/fraction": outside / n,
-            "length/mean": sum(len(row[1]) for row in flat) / n,
-        })  # fmt: skip
-    return dict(policy.named_parameters()), logged
-
+# The whole run against a plain loop that shares only the sampled answers.
 
 SETTINGS = [
     ("scalar", {}),
@@ -201,7 +103,7 @@ SETTINGS = [
 @pytest.mark.parametrize(
     ("head", "settings"), SETTINGS, ids=lambda x: x if isinstance(x, str) else str(x)[1:-1]
 )
-def test_a_run_equals_a_hand_written_loop(world, tmp_path, monkeypatch, head, settings):
+def test_a_run_equals_a_plain_loop(tiny_run, tmp_path, monkeypatch, head, settings):
     rollouts, models = [], []
 
     def recording(model, *args, **kwargs):
@@ -210,28 +112,28 @@ def test_a_run_equals_a_hand_written_loop(world, tmp_path, monkeypatch, head, se
         return rollouts[-1]
 
     monkeypatch.setattr(train_policy, "sample", recording)
-    config = config_of(world, tmp_path / "out", head, **settings)
-    ours = run(world, tmp_path / "out", head, **settings)
+    config = config_of(tiny_run, tmp_path / "out", head, **settings)
+    ours = run(tiny_run, tmp_path / "out", head, **settings)
     finished = torch.cat([r.finished.flatten() for r in rollouts])
     assert finished.any() and not finished.all()
     scale = json.loads((tmp_path / "out" / "run.json").read_text())["data"]["reward_scale"]
-    expected, logged = loop_weights(config, rollouts, scale)
+    expected, logged = plain_policy_loop(config, rollouts, scale, [2, *range(40, 70)])
     metrics = rows_of(tmp_path / "out" / "metrics.jsonl")
     for row, wanted in zip(metrics, logged, strict=True):
         assert {k: row[k] for k in wanted} == pytest.approx(wanted, abs=2e-3, rel=1e-3)
-    # Adam turns rounding into whole steps where a gradient is almost 0: so not weight by weight.
+    # Where a gradient is almost 0, Adam turns rounding into whole steps.  So norms are compared.
     start = dict(AutoModelForCausalLM.from_pretrained(config.model).named_parameters())
     wrong, moved = (
         torch.cat([(ours[n] - other[n]).flatten() for n in ours]).norm()
         for other in (expected, start)
     )
     assert wrong < 0.01 * moved
-    if config.reading == "win":  # every other rollout is the start model's, which never moves
+    if config.reading == "win":  # every other rollout is the reference model's, which never changes
         close(dict(models[1].named_parameters()), start, atol=0)
         assert all(model is models[1] for model in models[1::2]) and models[0] is not models[1]
 
 
-def test_trap_22_the_reward_scale_is_that_of_the_reference_model(world, tmp_path, monkeypatch):
+def test_trap_22_the_reward_scale_is_that_of_the_reference_model(tiny_run, tmp_path, monkeypatch):
     seen = []
 
     def recording(scores):
@@ -239,7 +141,7 @@ def test_trap_22_the_reward_scale_is_that_of_the_reference_model(world, tmp_path
         return reward_scale(scores)
 
     monkeypatch.setattr(evaluation, "reward_scale", recording)
-    run(world, tmp_path / "out", "ratings", steps=1)
+    run(tiny_run, tmp_path / "out", "ratings", steps=1)
     scale = json.loads((tmp_path / "out" / "run.json").read_text())["data"]["reward_scale"]
     (rewards,) = seen
     assert len(rewards) == len(PROMPTS)
@@ -248,51 +150,51 @@ def test_trap_22_the_reward_scale_is_that_of_the_reference_model(world, tmp_path
     assert scale == pytest.approx({"mean": mean, "std": variance**0.5}, abs=1e-5)
 
 
-def test_trap_22_the_reward_scale_is_the_reference_s_where_the_policy_starts_elsewhere(
-    world, tmp_path
-):
-    """A later round of the circle: all policies have the same reward scale."""
+def test_trap_22_the_reward_scale_does_not_depend_on_where_the_policy_starts(tiny_run, tmp_path):
+    """In later rounds of the circle --model is not the reference; the scale stays the same."""
     other = tiny_folder(tmp_path / "model", "smol", seed=5)
     GenerationConfig(eos_token_id=[2, *range(40, 70)]).save_pretrained(other)
 
     def scale_of(name: str, **models: str) -> dict:
-        run(world, tmp_path / name, steps=1, **models)
+        run(tiny_run, tmp_path / name, steps=1, **models)
         return json.loads((tmp_path / name / "run.json").read_text())["data"]["reward_scale"]
 
     alone = scale_of("alone")
-    assert scale_of("moved", model=str(other), reference=world["model"]) == pytest.approx(alone)
+    assert scale_of("moved", model=str(other), reference=tiny_run["model"]) == pytest.approx(alone)
     assert scale_of("other", model=str(other)) != pytest.approx(alone)
 
 
-def test_trap_22_another_scale_of_the_reward_model_trains_the_same_policy(world, tmp_path):
-    """Rewards × 5: standardising divides it out again (up to rounding)."""
-    other = trained_folder(world["model"], tmp_path / "rm", "scalar")
+def test_trap_22_the_scale_of_the_scores_does_not_change_the_policy(tiny_run, tmp_path):
+    """Standardising removes a factor of 5, up to rounding."""
+    other = trained_folder(tiny_run["model"], tmp_path / "rm", "scalar")
     model = AutoModelForSequenceClassification.from_pretrained(other)
     with torch.no_grad():
         model.score.weight.mul_(5)
     model.save_pretrained(other)
-    one = run(world, tmp_path / "a", lr=1e-4)
-    five = run({**world, "scalar": str(other)}, tmp_path / "b", lr=1e-4)
+    one = run(tiny_run, tmp_path / "a", lr=1e-4)
+    five = run({**tiny_run, "scalar": str(other)}, tmp_path / "b", lr=1e-4)
     close(five, one, atol=1e-5)
 
 
-# The same run in other words.
+# Settings that must not change the result, and settings that must.
 
 
-def test_ppo_clip_with_one_update_is_reinforce(world, tmp_path):
-    one = run(world, tmp_path / "a", lr=1e-4)
-    two = run(world, tmp_path / "b", lr=1e-4, objective="ppo-clip", updates=1)
+def test_ppo_clip_with_one_update_is_reinforce(tiny_run, tmp_path):
+    one = run(tiny_run, tmp_path / "a", lr=1e-4)
+    two = run(tiny_run, tmp_path / "b", lr=1e-4, objective="ppo-clip", updates=1)
     close(two, one)
 
 
 @pytest.mark.parametrize("settings", [{}, {"baseline": "leave-one-out"}], ids=str)
-def test_trap_9_micro_batches_of_1_2_and_8_rows_give_the_same_weights(world, tmp_path, settings):
+def test_trap_9_micro_batches_of_1_2_and_8_prompts_give_the_same_weights(
+    tiny_run, tmp_path, settings
+):
     settings = {**settings, "batch_size": 16, "lr": 1e-4}
     sizes = (1, 2, 3, 8)
-    runs = [run(world, tmp_path / str(n), micro_batch=n, **settings) for n in sizes]
+    runs = [run(tiny_run, tmp_path / str(n), micro_batch=n, **settings) for n in sizes]
     for other in runs[1:]:
         close(other, runs[0])
-    # Adam and clipping hide a constant factor in the gradient: its norm does not.
+    # Adam and clipping hide a constant factor of the gradient, but its norm shows it.
     norms = [
         [row["grad/norm"] for row in rows_of(tmp_path / str(n) / "metrics.jsonl")] for n in sizes
     ]
@@ -306,15 +208,15 @@ def test_trap_9_micro_batches_of_1_2_and_8_rows_give_the_same_weights(world, tmp
     assert padding[1] <= padding[-1] and max(padding[-1]) < 1
 
 
-def test_trap_9_a_low_token_limit_gives_the_same_weights(world, tmp_path, monkeypatch):
-    one = run(world, tmp_path / "a", lr=1e-4)
+def test_trap_9_a_low_token_limit_gives_the_same_weights(tiny_run, tmp_path, monkeypatch):
+    one = run(tiny_run, tmp_path / "a", lr=1e-4)
     monkeypatch.setattr(Layout, "max_positions", 10)
-    close(run(world, tmp_path / "b", lr=1e-4), one)
+    close(run(tiny_run, tmp_path / "b", lr=1e-4), one)
 
 
 @pytest.mark.parametrize("settings", [{}, {"objective": "ppo-clip", "updates": 2}], ids=str)
 def test_trap_19_gradient_checkpointing_gives_the_same_weights(
-    world, tmp_path, monkeypatch, settings
+    tiny_run, tmp_path, monkeypatch, settings
 ):
     calls, forward = [0], LlamaMLP.forward
 
@@ -323,72 +225,72 @@ def test_trap_19_gradient_checkpointing_gives_the_same_weights(
         return forward(self, x)
 
     monkeypatch.setattr(LlamaMLP, "forward", counting)
-    one = run(world, tmp_path / "a", lr=1e-4, **settings)
+    one = run(tiny_run, tmp_path / "a", lr=1e-4, **settings)
     plain, calls[0] = calls[0], 0
-    two = run(world, tmp_path / "b", lr=1e-4, gradient_checkpointing=True, **settings)
+    two = run(tiny_run, tmp_path / "b", lr=1e-4, gradient_checkpointing=True, **settings)
     close(two, one)
     assert calls[0] == 2 * plain > 0  # each layer once more, in the backward pass
 
 
-def test_a_seed_gives_the_same_run_and_another_seed_another(world, tmp_path):
-    first, again = (run(world, tmp_path / name, seed=3) for name in "ab")
+def test_the_seed_decides_the_run(tiny_run, tmp_path):
+    first, again = (run(tiny_run, tmp_path / name, seed=3) for name in "ab")
     close(first, again, atol=0)
     lines = [rows_of(tmp_path / name / "metrics.jsonl") for name in "ab"]
     for one, two in zip(*lines, strict=True):
         assert {k: v for k, v in one.items() if "time/" not in k} == {
             k: v for k, v in two.items() if "time/" not in k
         }
-    other = run(world, tmp_path / "c", seed=4)
+    other = run(tiny_run, tmp_path / "c", seed=4)
     assert any((other[n] - first[n]).abs().max() > 1e-4 for n in first)
 
 
-def test_the_reference_may_be_another_model_than_the_start(world, tmp_path):
-    """KL is measured to it: not 0 at the first step."""
+def test_the_reference_may_be_another_model_than_the_start(tiny_run, tmp_path):
+    """KL is measured to the reference, so here it is not 0 in the first step."""
     other = tiny_folder(tmp_path / "other", "smol", seed=1)
-    run(world, tmp_path / "a", reference=str(other), steps=1)
-    run(world, tmp_path / "b", steps=1)
+    run(tiny_run, tmp_path / "a", reference=str(other), steps=1)
+    run(tiny_run, tmp_path / "b", steps=1)
     kl = [rows_of(tmp_path / name / "metrics.jsonl")[0]["kl/mean"] for name in "ab"]
     assert abs(kl[0]) > 0.1 and abs(kl[1]) < 1e-3
 
 
-def test_a_reward_model_with_its_own_tokenizer_works(world, tmp_path):
+def test_a_reward_model_with_its_own_tokenizer_works(tiny_run, tmp_path):
     base = tiny_folder(tmp_path / "other", "plain", "gpt2")
     folder = str(trained_folder(base, tmp_path / "rm", "ratings"))
-    run({**world, "ratings": folder}, tmp_path / "out", "ratings", steps=1)
+    run({**tiny_run, "ratings": folder}, tmp_path / "out", "ratings", steps=1)
     row = rows_of(tmp_path / "out" / "metrics.jsonl")[0]
     assert 1 <= row["reward/mean"] <= 10
 
 
-def test_the_policy_learns_what_the_reward_model_likes(world, tmp_path):
-    some = {"steps": 40, "lr": 1e-2, "kl": 0.0, "missing_end_penalty": 0.0, "batch_size": 16}
-    config = config_of(world, tmp_path / "out", **some)
+def test_training_raises_the_learned_reward(tiny_run, tmp_path):
+    settings = {"steps": 40, "lr": 1e-2, "kl": 0.0, "missing_end_penalty": 0.0, "batch_size": 16}
+    config = config_of(tiny_run, tmp_path / "out", **settings)
     summary = train_policy.main(config)
     assert summary["after"]["reward/mean"] > summary["before"]["reward/mean_high"]
     assert summary["after"]["kl/mean"] > 1
 
 
-def test_the_missing_end_penalty_teaches_to_end(world, tmp_path):
-    some = {"steps": 40, "lr": 1e-2, "kl": 0.0, "missing_end_penalty": 50.0, "batch_size": 16}
-    summary = train_policy.main(config_of(world, tmp_path / "out", **some))
+def test_the_missing_end_penalty_makes_all_answers_end(tiny_run, tmp_path):
+    settings = {"steps": 40, "lr": 1e-2, "kl": 0.0, "missing_end_penalty": 50.0, "batch_size": 16}
+    summary = train_policy.main(config_of(tiny_run, tmp_path / "out", **settings))
     assert summary["after"]["finished/rate"] == 1.0
 
 
-def test_bfloat16_runs(world, tmp_path):
-    weights = run(world, tmp_path / "out", dtype="bfloat16")
+def test_bfloat16_runs(tiny_run, tmp_path):
+    weights = run(tiny_run, tmp_path / "out", dtype="bfloat16")
     assert {w.dtype for w in weights.values()} == {torch.bfloat16}
     assert rows_of(tmp_path / "out" / "metrics.jsonl")[0]["alignment/gap"] < 0.05
 
 
-# The alignment guard.
+# The alignment check.
 
 
 @torch.no_grad()
-def warmer(model, *args, temperature=1.0, **kwargs):
+def higher_temperature(model, *args, temperature=1.0, **kwargs):
     return sample(model, *args, temperature=temperature * 1.3, **kwargs)
 
 
 def with_logits(change):
-    """A sampler whose model gives other logits than the one that is re-forwarded."""
+    """A sampler that changes the logits, which the training forward does not do."""
 
     def sampler(model, *args, **kwargs):
         forward = model.forward
@@ -412,7 +314,7 @@ def top_k(logits):
 
 
 def without_positions(model, *args, **kwargs):
-    """A sampler that forgets that its prompts are padded on the left."""
+    """A sampler with position ids that ignore the padding on the left."""
     forward = model.forward
 
     def changed(*inputs, position_ids=None, **named):
@@ -428,6 +330,7 @@ def without_positions(model, *args, **kwargs):
 
 
 def off_by_one(model, *args, **kwargs):
+    """A sampler whose answers are rotated by one token."""
     rollout = sample(model, *args, **kwargs)
     for answers in rollout.answers:
         for answer in answers:
@@ -437,39 +340,39 @@ def off_by_one(model, *args, **kwargs):
 
 @pytest.mark.parametrize(
     "sampler",
-    [warmer, with_logits(top_k), with_logits(lambda z: z * 0.9), off_by_one],
+    [higher_temperature, with_logits(top_k), with_logits(lambda z: z * 0.9), off_by_one],
     ids=["temperature", "top-k", "scaled logits", "answers shifted"],
 )
-def test_trap_7_the_guard_stops_the_run_before_any_weight_changes(
-    world, tmp_path, monkeypatch, sampler
+def test_trap_7_the_alignment_check_stops_the_run_before_any_weight_changes(
+    tiny_run, tmp_path, monkeypatch, sampler
 ):
     steps = []
     monkeypatch.setattr(MasterAdamW, "step", lambda *args: steps.append(args))
     monkeypatch.setattr(train_policy, "sample", sampler)
     with pytest.raises(InputError, match="the gradient would be wrong"):
-        run(world, tmp_path / "out")
+        run(tiny_run, tmp_path / "out")
     assert not steps and not list((tmp_path / "out").glob("*.safetensors"))
 
 
-def test_trap_13_the_guard_sees_wrong_positions_of_a_padded_batch(world, tmp_path, monkeypatch):
-    """On a model with learned positions; rotary ones do not mind a common shift."""
+def test_trap_13_the_alignment_check_finds_wrong_positions(tiny_run, tmp_path, monkeypatch):
+    """In a padded batch, with learned positions: rotary ones do not see a common shift."""
     base = tiny_folder(tmp_path / "base", "smol", "gpt2")
     prompts = [{"prompt": p} for p in ("a", "what does the bear like to eat?", "the frog", "b")]
-    some = {"model": str(base), "data": [write_rows(tmp_path / "p.jsonl", prompts)]}
-    some["scalar"] = str(trained_folder(base, tmp_path / "rm", "scalar"))
-    run({**world, **some}, tmp_path / "right", steps=1)
+    settings = {"model": str(base), "data": [write_rows(tmp_path / "p.jsonl", prompts)]}
+    settings["scalar"] = str(trained_folder(base, tmp_path / "rm", "scalar"))
+    run({**tiny_run, **settings}, tmp_path / "right", steps=1)
     monkeypatch.setattr(train_policy, "sample", without_positions)
     with pytest.raises(InputError, match="the gradient would be wrong"):
-        run({**world, **some}, tmp_path / "wrong", steps=1)
+        run({**tiny_run, **settings}, tmp_path / "wrong", steps=1)
 
 
-def test_the_gap_is_logged_at_every_step(world, tmp_path):
-    run(world, tmp_path / "out")
+def test_the_gap_is_logged_at_every_step(tiny_run, tmp_path):
+    run(tiny_run, tmp_path / "out")
     gaps = [row["alignment/gap"] for row in rows_of(tmp_path / "out" / "metrics.jsonl")]
     assert len(gaps) == 3 and all(0 <= gap < 1e-4 for gap in gaps)
 
 
-# What a run leaves.
+# The files of a run.
 
 METRICS = {
     "step", "reward/mean", "reward/with_kl", "kl/mean", "baseline/value", "advantage/mean",
@@ -483,13 +386,13 @@ SUMMARY = {
 }  # fmt: skip
 
 
-def test_the_folder_holds_what_the_contract_says(world, tmp_path, pictures):
+def test_the_folder_has_every_file_and_key_of_the_contract(tiny_run, tmp_path, pictures):
     out = tmp_path / "deep" / "policy"
-    run(world, out, eval_every=2)
+    run(tiny_run, out, eval_every=2)
     model, info = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
     assert not any(info.values())
     tokenizer = AutoTokenizer.from_pretrained(out)
-    before = AutoTokenizer.from_pretrained(world["model"])
+    before = AutoTokenizer.from_pretrained(tiny_run["model"])
     assert tokenizer.chat_template == before.chat_template
     assert tokenizer.get_vocab() == before.get_vocab()
     assert model.generation_config.eos_token_id == [2, *range(40, 70)]
@@ -519,7 +422,7 @@ def test_the_folder_holds_what_the_contract_says(world, tmp_path, pictures):
     assert not (out / "checkpoint.pt").exists() and not list(out.glob(".saving*"))
 
 
-def test_held_out_numbers_equal_a_loop(world, tmp_path, monkeypatch):
+def test_held_out_metrics_equal_a_loop(tiny_run, tmp_path, monkeypatch):
     rollouts = []
 
     def recording(*args, **kwargs):
@@ -527,16 +430,16 @@ def test_held_out_numbers_equal_a_loop(world, tmp_path, monkeypatch):
         return rollouts[-1]
 
     monkeypatch.setattr(evaluation, "sample", recording)
-    ours = run(world, tmp_path / "out")
+    ours = run(tiny_run, tmp_path / "out")
     last = rollouts[-1]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())["after"]
     policy = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    reference = AutoModelForCausalLM.from_pretrained(world["model"])
-    judge = AutoModelForSequenceClassification.from_pretrained(world["scalar"])
+    reference = AutoModelForCausalLM.from_pretrained(tiny_run["model"])
+    reward_model = AutoModelForSequenceClassification.from_pretrained(tiny_run["scalar"])
     rewards, kls = [], []
     with torch.no_grad():
         for prompt, (answer,) in zip(last.prompts, last.answers, strict=True):
-            rewards.append(judge(torch.tensor([prompt + answer])).logits.item())
+            rewards.append(reward_model(torch.tensor([prompt + answer])).logits.item())
             kls.append(
                 answer_log_prob(policy, prompt, answer, 1.0).item()
                 - answer_log_prob(reference, prompt, answer, 1.0).item()
@@ -547,35 +450,35 @@ def test_held_out_numbers_equal_a_loop(world, tmp_path, monkeypatch):
     assert ours.keys() == dict(policy.named_parameters()).keys()
 
 
-def test_trap_15_held_out_prompts_are_never_trained_on(world, tmp_path):
+def test_trap_15_held_out_prompts_are_never_trained_on(tiny_run, tmp_path):
     prompts = [{"prompt": p} for p in [*PROMPTS, *(p + "?" for p in PROMPTS[:3])]]
     data = [write_rows(tmp_path / "p.jsonl", prompts)]
-    run(world, tmp_path / "out", data=data, steps=1)
-    about = json.loads((tmp_path / "out" / "run.json").read_text())["data"]
-    assert about["prompts/train"] == 8 and about["prompts/held_out"] == 3
-    run(world, tmp_path / "split", data=data, eval_data=[], steps=1)
-    about = json.loads((tmp_path / "split" / "run.json").read_text())["data"]
+    run(tiny_run, tmp_path / "out", data=data, steps=1)
+    metadata = json.loads((tmp_path / "out" / "run.json").read_text())["data"]
+    assert metadata["prompts/train"] == 8 and metadata["prompts/held_out"] == 3
+    run(tiny_run, tmp_path / "split", data=data, eval_data=[], steps=1)
+    metadata = json.loads((tmp_path / "split" / "run.json").read_text())["data"]
     held_out = {row["prompt"] for row in rows_of(tmp_path / "split" / "samples.jsonl")}
-    assert about["prompts/train"] + len(held_out) == 11
+    assert metadata["prompts/train"] + len(held_out) == 11
 
 
-def test_chat_prompts_and_cut_prompts_go_through(world, tmp_path):
-    """A long dialogue loses its left end; the count is kept."""
+def test_chat_prompts_are_read_and_long_ones_cut(tiny_run, tmp_path):
+    """A long dialogue is cut at its left end, and the run counts it."""
     turns = [{"role": "user", "content": "hello " * 60}, {"role": "assistant", "content": "yes"}]
     rows = [{"prompt": [*turns, {"role": "user", "content": p}]} for p in PROMPTS]
     rows.append({"prompt": [{"role": "user", "content": "short"}]})
     data = [write_rows(tmp_path / "p.jsonl", rows)]
-    run(world, tmp_path / "out", data=data, steps=1)
-    about = json.loads((tmp_path / "out" / "run.json").read_text())["data"]
-    assert about["prompts/cut"] == 8 and about["prompts/train"] == 9
+    run(tiny_run, tmp_path / "out", data=data, steps=1)
+    metadata = json.loads((tmp_path / "out" / "run.json").read_text())["data"]
+    assert metadata["prompts/cut"] == 8 and metadata["prompts/train"] == 9
 
 
-def test_trap_14_prompts_leave_room_in_the_shorter_of_the_two_contexts(world, tmp_path):
+def test_trap_14_prompts_leave_room_in_the_shorter_of_the_two_contexts(tiny_run, tmp_path):
     base = tiny_folder(tmp_path / "base", "smol", max_position_embeddings=52)
     rm = str(trained_folder(base, tmp_path / "rm", "scalar"))
-    run({**world, "scalar": rm}, tmp_path / "out", steps=1)
-    about = json.loads((tmp_path / "out" / "run.json").read_text())["data"]
-    assert about["prompts/cut"] > 0
+    run({**tiny_run, "scalar": rm}, tmp_path / "out", steps=1)
+    metadata = json.loads((tmp_path / "out" / "run.json").read_text())["data"]
+    assert metadata["prompts/cut"] > 0
 
 
 # The zoo.
@@ -591,25 +494,25 @@ def tiny_zoo(tmp_path_factory):
 
 
 def unfinished(folder: Path) -> Path:
-    """What an interruption leaves of a training run."""
+    """Make the folder of an interrupted training run; returns it."""
     folder.mkdir(parents=True)
     (folder / "run.json").write_text("{}")
     return folder
 
 
 @pytest.mark.parametrize("flag", ["model", "reward_model", "reference"])
-def test_a_model_whose_training_was_interrupted_is_named(world, tmp_path, flag):
+def test_a_model_whose_training_was_interrupted_is_refused(tiny_run, tmp_path, flag):
     place = unfinished(tmp_path / "half")
     name = "scalar" if flag == "reward_model" else flag
-    config = config_of({**world, name: str(place)}, tmp_path / "out")
+    config = config_of({**tiny_run, name: str(place)}, tmp_path / "out")
     with pytest.raises(InputError, match=f"--{flag.replace('_', '-')} .*half .*--resume"):
         train_policy.main(config)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_an_interrupted_default_reward_model_is_gone_on_with(tmp_path, monkeypatch, interrupted):
-    """`make demo`, Ctrl-C while the reward model trains, `make demo`."""
+def test_the_default_reward_model_is_trained_or_resumed(tmp_path, monkeypatch, interrupted):
+    """Resumed as after `make demo`, Ctrl-C while the reward model trains, and `make demo` again."""
     monkeypatch.chdir(tmp_path)
     Path("runs/zoo-base").mkdir(parents=True)
     if interrupted:
@@ -631,7 +534,7 @@ def test_an_interrupted_default_reward_model_is_gone_on_with(tmp_path, monkeypat
 def test_in_the_zoo_gold_is_measured_and_no_argument_is_needed(
     tiny_zoo, tmp_path, monkeypatch, capsys
 ):
-    """With nothing given, start model and reward model are built, and reused the next time."""
+    """Without arguments, start model and reward model are built once and then reused."""
     built = []
     monkeypatch.chdir(tmp_path)
 
@@ -665,9 +568,11 @@ def test_in_the_zoo_gold_is_measured_and_no_argument_is_needed(
     assert len(built) == 2
 
 
-def test_through_the_shell(world, tmp_path):
-    line = f"train_policy.py --model {world['model']} --reward-model {world['scalar']} --steps 1"
-    line += f" --data {world['data'][0]} --eval-data {world['eval_data'][0]} --batch_size=4"
+def test_a_run_through_the_shell(tiny_run, tmp_path):
+    line = (
+        f"train_policy.py --model {tiny_run['model']} --reward-model {tiny_run['scalar']} --steps 1"
+    )
+    line += f" --data {tiny_run['data'][0]} --eval-data {tiny_run['eval_data'][0]} --batch_size=4"
     line += f" --samples 2 --max-new-tokens 4 --out {tmp_path / 'out'} --beta 0.1"
     done = subprocess.run(
         [sys.executable, *line.split()], cwd=ROOT, capture_output=True, text=True, timeout=120
@@ -677,7 +582,7 @@ def test_through_the_shell(world, tmp_path):
     assert (tmp_path / "out" / "report.html").exists()
 
 
-def test_every_prompt_is_seen_once_an_epoch(world, tmp_path, monkeypatch):
+def test_every_prompt_is_sampled_once_per_epoch(tiny_run, tmp_path, monkeypatch):
     seen = []
 
     def recording(model, ids, *args, **kwargs):
@@ -685,14 +590,14 @@ def test_every_prompt_is_seen_once_an_epoch(world, tmp_path, monkeypatch):
         return sample(model, ids, *args, **kwargs)
 
     monkeypatch.setattr(train_policy, "sample", recording)
-    run(world, tmp_path / "out", steps=4)
+    run(tiny_run, tmp_path / "out", steps=4)
     assert len({*seen[0], *seen[1]}) == len({*seen[2], *seen[3]}) == 8
     assert math.prod(map(len, seen)) == 4**4
 
 
-def test_weights_stay_tied(tmp_path, world):
+def test_weights_stay_tied(tmp_path, tiny_run):
     base = tiny_folder(tmp_path / "base", "smol", "qwen2")
     rm = str(trained_folder(base, tmp_path / "rm", "scalar"))
-    run({**world, "model": str(base), "scalar": rm}, tmp_path / "out", steps=1)
+    run({**tiny_run, "model": str(base), "scalar": rm}, tmp_path / "out", steps=1)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert_close(model.lm_head.weight, model.model.embed_tokens.weight, atol=0, rtol=0)

@@ -1,4 +1,4 @@
-"""train_rm.py as a whole: its loss, its loop against a hand-written one, and what it leaves."""
+"""train_rm.py as a whole: loss and loop against plain Python, and the files of a run."""
 
 import json
 import math
@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_reward_model import score_texts
 from tiny_models import tiny_folder, tiny_pairs, write_rows
 from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import train_rm
 from rlhf_min import InputError
-from rlhf_min.models.answers import score_texts
+from rlhf_min.data.sources import read_rows
 from rlhf_min.models.scoring import RewardScorer
 from rlhf_min.reporting import report
 
@@ -32,8 +33,8 @@ HEADS = {
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """Settings of a run on tiny data: 8 pairs of one batch, 5 held out."""
+def tiny_run(tmp_path_factory):
+    """Settings of a tiny run: 8 pairs, all in one batch, and 5 held out."""
     place = tmp_path_factory.mktemp("rm")
     return {
         "model": str(tiny_folder(place / "base", "smol")),
@@ -45,34 +46,36 @@ def world(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch, request):
-    """The pictures take longer than these runs: only a test that asks for them gets them."""
+    """Write no report, because it takes longer than these runs, unless a test uses `pictures`."""
     if "pictures" not in request.fixturenames:
         monkeypatch.setattr(report, "write_report", lambda out: None)
 
 
 @pytest.fixture
 def pictures():
-    """A test that names this fixture gets the real report."""
+    """A test that uses this fixture gets the real report."""
 
 
-def run(world: dict, out: Path, **settings) -> tuple[dict, dict]:
+def run(tiny_run: dict, out: Path, **settings) -> tuple[dict, dict]:
     """main(config) → summary and final weights."""
-    summary = train_rm.main(train_rm.Config(**{**world, "out": str(out), **settings}))
+    summary = train_rm.main(train_rm.Config(**{**tiny_run, "out": str(out), **settings}))
     model = AutoModelForSequenceClassification.from_pretrained(out)
     return summary, dict(model.named_parameters())
 
 
 def rows_of(file: Path) -> list[dict]:
+    """The rows of a .jsonl file."""
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def close(ours: dict, theirs: dict, atol: float = 1e-6) -> None:
+    """Assert that two models' weights, by name, are equal up to rounding."""
     assert ours.keys() == theirs.keys()
     for name in ours:
         assert_close(ours[name], theirs[name], atol=atol, rtol=1e-5, msg=lambda m, n=name: n + m)
 
 
-# The loss, option by option, against loops.
+# The loss with each option, against loops over Python numbers.
 
 
 def softmax(z: list[float]) -> list[float]:
@@ -81,7 +84,7 @@ def softmax(z: list[float]) -> list[float]:
 
 
 def loop_loss(c: train_rm.Config, chosen, rejected, good, bad) -> float:
-    """The loss −log Σ_{i>j} w_i l_j as it is written, with Python numbers only."""
+    """Oracle: the whole loss in Python numbers; for ratings it begins with −log Σ_{i>j} w_i l_j."""
     n = len(chosen)
     if c.head == "scalar":
         total = 0.0
@@ -152,14 +155,14 @@ def test_pairs_without_ratings_have_a_finite_loss_and_gradient(head):
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_a_run_equals_a_hand_written_loop(world, tmp_path, head):
-    """Plain rows, transformers' own pooling, torch's AdamW: the same weights in the end."""
+def test_a_run_equals_a_plain_loop(tiny_run, tmp_path, head):
+    """One answer at a time, torch's AdamW and gradient clipping: the same final weights."""
     settings = {**HEADS[head], "weight_decay": 0.1, "max_grad_norm": 0.5, "warm_up": 0.5}
-    summary, ours = run(world, tmp_path / "rm", **settings)
-    config = train_rm.Config(**{**world, **settings})
-    tokenizer = AutoTokenizer.from_pretrained(world["model"])
+    summary, ours = run(tiny_run, tmp_path / "rm", **settings)
+    config = train_rm.Config(**{**tiny_run, **settings})
+    tokenizer = AutoTokenizer.from_pretrained(tiny_run["model"])
     model = AutoModelForSequenceClassification.from_pretrained(
-        world["model"], num_labels=1 if head == "scalar" else 10
+        tiny_run["model"], num_labels=1 if head == "scalar" else 10
     )
     torch.nn.init.zeros_(model.score.weight)
     adam = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
@@ -183,7 +186,7 @@ def test_a_run_equals_a_hand_written_loop(world, tmp_path, head):
         losses.append(loss.item())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
-        # 4 steps, of which half warm up: 1/2, 1, then linearly down to 0 after the last.
+        # 4 steps, half of them warm-up: 1/2, 1, then linearly down to 0 after the last step.
         adam.param_groups[0]["lr"] = 1e-3 * [0.5, 1.0, 1.0, 0.5][step]
         adam.step()
         adam.zero_grad()
@@ -194,16 +197,16 @@ def test_a_run_equals_a_hand_written_loop(world, tmp_path, head):
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_trap_9_micro_batches_of_1_2_and_8_give_the_same_weights(world, tmp_path, head):
-    """Not for the marginal entropy: that is a property of the pairs seen at once."""
+def test_trap_9_micro_batches_of_1_2_and_8_give_the_same_weights(tiny_run, tmp_path, head):
+    """Without the marginal entropy, which is computed for each micro-batch."""
     options = {**HEADS[head], "lr": 1e-4}
     if head == "ratings":
         options["marginal_entropy"] = 0.0
     sizes = (1, 2, 3, 8)
-    runs = [run(world, tmp_path / str(n), micro_batch=n, **options)[1] for n in sizes]
+    runs = [run(tiny_run, tmp_path / str(n), micro_batch=n, **options)[1] for n in sizes]
     for other in runs[1:]:
         close(other, runs[0])
-    # Adam and clipping hide a constant factor in the gradient: its norm does not.
+    # Adam and clipping hide a constant factor of the gradient, but its norm shows it.
     norms = [
         [row["grad/norm"] for row in rows_of(tmp_path / str(n) / "metrics.jsonl")] for n in sizes
     ]
@@ -217,23 +220,23 @@ def test_trap_9_micro_batches_of_1_2_and_8_give_the_same_weights(world, tmp_path
     assert padding[1] <= padding[-1] and max(padding[-1]) < 1
 
 
-def test_gradient_checkpointing_gives_the_same_weights(world, tmp_path):
+def test_gradient_checkpointing_gives_the_same_weights(tiny_run, tmp_path):
     options = {**HEADS["ratings"], "lr": 1e-4}
-    one = run(world, tmp_path / "a", **options)[1]
-    two = run(world, tmp_path / "b", gradient_checkpointing=True, **options)[1]
+    one = run(tiny_run, tmp_path / "a", **options)[1]
+    two = run(tiny_run, tmp_path / "b", gradient_checkpointing=True, **options)[1]
     close(two, one)
 
 
-def test_a_seed_gives_the_same_run_and_another_seed_another(world, tmp_path):
-    some = {"batch_size": 3, "lr": 1e-2, "seed": 1}
-    first, again = (run(world, tmp_path / name, **some)[1] for name in "ab")
+def test_the_seed_decides_the_run(tiny_run, tmp_path):
+    settings = {"batch_size": 3, "lr": 1e-2, "seed": 1}
+    first, again = (run(tiny_run, tmp_path / name, **settings)[1] for name in "ab")
     close(first, again, atol=0)
-    other = run(world, tmp_path / "c", **{**some, "seed": 2})[1]
+    other = run(tiny_run, tmp_path / "c", **{**settings, "seed": 2})[1]
     assert any((other[n] - first[n]).abs().max() > 1e-4 for n in first)
 
 
-def test_training_learns_what_the_pairs_say(world, tmp_path):
-    summary, _ = run(world, tmp_path / "rm", max_steps=40, lr=1e-2, eval_every=40)
+def test_training_learns_to_rank_the_pairs(tiny_run, tmp_path):
+    summary, _ = run(tiny_run, tmp_path / "rm", max_steps=40, lr=1e-2, eval_every=40)
     assert summary["accuracy"] == 1.0 and summary["loss"] < 0.4
     metrics = rows_of(tmp_path / "rm" / "metrics.jsonl")
     assert metrics[0]["loss/train"] == pytest.approx(math.log(2))
@@ -241,19 +244,19 @@ def test_training_learns_what_the_pairs_say(world, tmp_path):
     assert metrics[0]["accuracy/train"] == 0.5
 
 
-def test_bfloat16_runs_and_its_folder_loads(world, tmp_path):
-    run(world, tmp_path / "rm", dtype="bfloat16", max_steps=2)
+def test_a_bfloat16_run_saves_a_folder_that_loads(tiny_run, tmp_path):
+    run(tiny_run, tmp_path / "rm", dtype="bfloat16", max_steps=2)
     scorer = RewardScorer(str(tmp_path / "rm"), torch.float32)
     assert all(map(math.isfinite, score_texts(scorer, ["a"], ["b"])))
 
 
-def test_steps_follow_from_epochs_when_no_number_is_given(world, tmp_path):
+def test_by_default_the_number_of_steps_follows_from_epochs(tiny_run, tmp_path):
     few = {"max_steps": -1, "batch_size": 3}
-    assert run(world, tmp_path / "a", epochs=2.0, **few)[0]["steps"] == 6  # 8 pairs: 3 + 3 + 2
-    assert run(world, tmp_path / "b", epochs=0.5, **few)[0]["steps"] == 2
+    assert run(tiny_run, tmp_path / "a", epochs=2.0, **few)[0]["steps"] == 6  # 8 pairs: 3 + 3 + 2
+    assert run(tiny_run, tmp_path / "b", epochs=0.5, **few)[0]["steps"] == 2
 
 
-# What a run leaves.
+# The files of a run.
 
 SUMMARY = {
     "accuracy", "accuracy_low", "accuracy_high", "longer_wins", "calibration_error", "loss",
@@ -262,9 +265,9 @@ SUMMARY = {
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_the_folder_holds_what_the_contract_says(world, tmp_path, head, pictures):
+def test_the_folder_has_every_file_and_key_of_the_contract(tiny_run, tmp_path, head, pictures):
     out = tmp_path / "deep" / "rm"
-    summary, _ = run(world, out, **HEADS[head])
+    summary, _ = run(tiny_run, out, **HEADS[head])
     model, info = AutoModelForSequenceClassification.from_pretrained(out, output_loading_info=True)
     assert not any(info.values()) and model.config.num_labels == (1 if head == "scalar" else 10)
     tokenizer = AutoTokenizer.from_pretrained(out)
@@ -273,17 +276,17 @@ def test_the_folder_holds_what_the_contract_says(world, tmp_path, head, pictures
     assert saved.keys() >= SUMMARY and saved.items() >= summary.items()
     assert saved["pairs/train"] == 8 and saved["pairs/held_out"] == 5
     record = json.loads((out / "run.json").read_text())
-    assert record["script"] == "train_rm.py" and record["config"]["data"] == world["data"]
+    assert record["script"] == "train_rm.py" and record["config"]["data"] == tiny_run["data"]
     assert record.keys() >= {"versions", "commit", "data", "device", "started"}
     assert record["data"]["fingerprint"] and record["config"]["seed"] == 0
     metrics = rows_of(out / "metrics.jsonl")
     assert [row["step"] for row in metrics] == [1, 2, 3, 4]
-    always = {"loss/train", "accuracy/train", "learning_rate", "grad/norm", "batch/padding"}
-    sometimes = {"loss/held_out", "accuracy/held_out"}
-    sometimes |= {"accuracy/held_out_low", "accuracy/held_out_high"}
+    every_step = {"loss/train", "accuracy/train", "learning_rate", "grad/norm", "batch/padding"}
+    evaluated = {"loss/held_out", "accuracy/held_out"}
+    evaluated |= {"accuracy/held_out_low", "accuracy/held_out_high"}
     for row in metrics:
-        assert row.keys() >= always
-        assert (row.keys() >= sometimes) == (row["step"] in (3, 4))
+        assert row.keys() >= every_step
+        assert (row.keys() >= evaluated) == (row["step"] in (3, 4))
     assert metrics[-1]["accuracy/held_out"] == summary["accuracy"]
     scores = rows_of(out / "held_out_scores.jsonl")
     assert [row["prompt"] for row in scores] == [row["prompt"] for row in tiny_pairs(5, "frog")]
@@ -301,37 +304,37 @@ def test_the_folder_holds_what_the_contract_says(world, tmp_path, head, pictures
     assert not (out / "checkpoint.pt").exists() and not list(out.glob(".saving*"))
 
 
-def test_trap_15_held_out_prompts_are_never_trained_on(world, tmp_path):
+def test_trap_15_held_out_prompts_are_never_trained_on(tiny_run, tmp_path):
     rows = tiny_pairs(8) + tiny_pairs(2, "frog")
     data = write_rows(tmp_path / "mixed.jsonl", rows)
-    summary, _ = run(world, tmp_path / "rm", data=[data], max_steps=1)
+    summary, _ = run(tiny_run, tmp_path / "rm", data=[data], max_steps=1)
     assert summary["pairs/train"] == 8
     assert summary["dropped"]["prompt is held out"] == 2
     twice = [row | {"chosen": row["chosen"] + "."} for row in rows] + rows
     data = write_rows(tmp_path / "twice.jsonl", twice)
     split = {"data": [data], "eval_data": [], "max_steps": 1, "eval_fraction": 0.4}
-    summary, _ = run(world, tmp_path / "split", **split)
+    summary, _ = run(tiny_run, tmp_path / "split", **split)
     held_out = {row["prompt"] for row in rows_of(tmp_path / "split" / "held_out_scores.jsonl")}
     assert summary["pairs/held_out"] == 2 * len(held_out)
     assert summary["pairs/train"] == 20 - 2 * len(held_out)
 
 
-def test_trap_14_identical_pairs_and_cut_prompts_are_counted(world, tmp_path):
+def test_trap_14_identical_pairs_and_cut_prompts_are_counted(tiny_run, tmp_path):
     rows = tiny_pairs(8)
     rows[0] |= {"rejected": rows[0]["chosen"]}
     rows[1] |= {"prompt": "what does the bear like? " * 40}
     rows[2] |= {"chosen": "honey " * 100}
     data = write_rows(tmp_path / "data.jsonl", rows)
-    summary, _ = run(world, tmp_path / "rm", data=[data], max_steps=1)
+    summary, _ = run(tiny_run, tmp_path / "rm", data=[data], max_steps=1)
     assert summary["dropped"]["identical"] == 1
     assert summary["dropped"]["prompt cut from the left (kept)"] == 1
     assert summary["dropped"]["answer longer than --max-length"] == 1
     assert summary["pairs/train"] == 6
 
 
-def test_a_reward_model_can_be_trained_on_from_its_folder(world, tmp_path):
-    run(world, tmp_path / "one", max_steps=3)
-    _, before = run(world, tmp_path / "two", model=str(tmp_path / "one"), max_steps=1, lr=1e-9)
+def test_training_can_start_from_a_trained_reward_model(tiny_run, tmp_path):
+    run(tiny_run, tmp_path / "one", max_steps=3)
+    _, before = run(tiny_run, tmp_path / "two", model=str(tmp_path / "one"), max_steps=1, lr=1e-9)
     first = dict(
         AutoModelForSequenceClassification.from_pretrained(tmp_path / "one").named_parameters()
     )
@@ -339,28 +342,27 @@ def test_a_reward_model_can_be_trained_on_from_its_folder(world, tmp_path):
 
 
 @pytest.mark.parametrize("data", ["ultrafeedback", "hh_helpful"])
-def test_real_pairs_go_through(tmp_path, data):
-    """Real lengths, Unicode, messages and ratings; the model is made for them on the spot."""
+def test_training_on_real_pairs(tmp_path, data):
+    """Real lengths, Unicode, messages and ratings, with a tiny model of a long context."""
     if not (SHARED / "data" / data).is_dir():
-        pytest.skip(f"{data} is not here: ../shared/data holds real preferences")
-    from rlhf_min.data.sources import read_rows
+        pytest.skip(f"the real preferences in ../shared/data/{data} are missing")
 
     spec = str(SHARED / "data" / data / "test.jsonl.gz")
     rows = [row for row in read_rows(spec) if len(str(row)) < 2500][:24]  # a byte is a token here
-    world = {
+    tiny_run = {
         "model": str(tiny_folder(tmp_path / "base", "one-special", max_position_embeddings=2048)),
         "data": [write_rows(tmp_path / "some.jsonl", rows)], "max_steps": 2, "batch_size": 4,
         "max_length": 2048, "eval_limit": 4, "head": "ratings",
         "soft_labels": 0.5 if "chosen_rating" in rows[0] or "score_chosen" in rows[0] else 0.0,
     }  # fmt: skip
-    summary, _ = run(world, tmp_path / "rm")
+    summary, _ = run(tiny_run, tmp_path / "rm")
     assert math.isfinite(summary["loss"]) and summary["pairs/train"] > 8
 
 
-def test_through_the_shell(world, tmp_path):
+def test_a_run_through_the_shell(tiny_run, tmp_path):
     out = tmp_path / "rm"
-    line = f"train_rm.py --model {world['model']} --data {world['data'][0]} --max-steps 1"
-    line += f" --eval-data {world['eval_data'][0]} --out {out} --head ratings"
+    line = f"train_rm.py --model {tiny_run['model']} --data {tiny_run['data'][0]} --max-steps 1"
+    line += f" --eval-data {tiny_run['eval_data'][0]} --out {out} --head ratings"
     done = subprocess.run(
         [sys.executable, *line.split()], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
@@ -369,13 +371,13 @@ def test_through_the_shell(world, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["margin", "soft_labels", "earth_mover"])
-def test_ratings_are_needed_where_they_are_used(world, tmp_path, name):
+def test_settings_that_use_ratings_need_them_in_the_data(tiny_run, tmp_path, name):
     rows = [{k: v for k, v in row.items() if "rating" not in k} for row in tiny_pairs(8)]
     data = [write_rows(tmp_path / "data.jsonl", rows)]
     head = "scalar" if name == "margin" else "ratings"
     with pytest.raises(InputError, match="chosen_rating"):
-        run(world, tmp_path / "rm", data=data, head=head, **{name: 0.5})
+        run(tiny_run, tmp_path / "rm", data=data, head=head, **{name: 0.5})
     with pytest.raises(InputError, match="--head"):
         wrong = "ratings" if name == "margin" else "scalar"
-        run(world, tmp_path / "rm", head=wrong, **{name: 0.5})
+        run(tiny_run, tmp_path / "rm", head=wrong, **{name: 0.5})
     assert not (tmp_path / "rm").exists()

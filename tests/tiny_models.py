@@ -1,6 +1,4 @@
-"""Tiny causal language models with random weights, as objects and as Hugging Face folders, and the
-loop oracle for their log-probs.
-"""
+"""Tiny random models and tokenizers, tiny data, and an oracle for log-probs."""
 
 import json
 from pathlib import Path
@@ -43,7 +41,7 @@ def _config(family: str, **extra):
         return _llama_like(MistralConfig, **{"sliding_window": None, **extra})
     if family == "qwen2":
         return _llama_like(Qwen2Config, tie_word_embeddings=True, **extra)
-    if family == "gemma2":  # squashes its logits; head_dim is not hidden_size / heads
+    if family == "gemma2":  # caps its logits; head_dim is not hidden_size / heads
         return _llama_like(Gemma2Config, head_dim=8, final_logit_softcapping=2.0, **extra)
     if family == "granite":
         return _llama_like(GraniteConfig, logits_scaling=3.0, **extra)
@@ -54,9 +52,8 @@ def _config(family: str, **extra):
             vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
             num_attention_heads=2, max_position_embeddings=128, **extra,
         )  # fmt: skip
-    if (
-        family == "gpt_neo"
-    ):  # one global and one local layer; the window counts slots, not positions
+    if family == "gpt_neo":
+        # One global and one local layer; the local window counts positions in the row.
         return GPTNeoConfig(
             vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=2,
             attention_types=[[["global", "local"], 1]], max_position_embeddings=128,
@@ -79,16 +76,16 @@ MODELS = [
 
 
 def tolerance(family: str, dtype=torch.float64) -> dict[str, float]:
-    """How close two correct answers of such a model are: only GPT-2 computes all in its own dtype.
+    """Tolerances for two correct results: only GPT-2 computes everything in the weights' dtype.
 
-    The others have their norms, rotations or softmax in float32, whatever the dtype of the weights.
+    The other families compute norms, rotary embeddings or softmax in float32.
     """
     close = {"gpt2": 1e-10}.get(family, 2e-5) if dtype == torch.float64 else 3e-4
     return {"atol": close, "rtol": close}
 
 
 def tiny_model(family: str, attention: str = "sdpa", dtype=torch.float64, seed: int = 0, **extra):
-    """A causal LM of a few thousand parameters, no dropout, every parameter random.
+    """A causal language model of a few thousand random parameters, without dropout.
 
     The weights are large enough for logits of order 1 that differ at every position.
     """
@@ -108,11 +105,11 @@ def loop_token_log_probs(model, prompts, branches, temperature: float = 1.0) -> 
     for prompt, answers in zip(prompts, branches, strict=True):
         for answer in answers:
             logits = model(torch.tensor([prompt + answer]), use_cache=False).logits[0]
-            rows = []
+            log_probs = []
             for t, token in enumerate(answer):
                 z = logits[len(prompt) + t - 1] / temperature
-                rows.append(z[token] - z.exp().sum().log())
-            result.append(torch.stack(rows))
+                log_probs.append(z[token] - z.exp().sum().log())
+            result.append(torch.stack(log_probs))
     return result
 
 
@@ -132,19 +129,19 @@ def parameter_gradients(model, scalar: Tensor) -> list[Tensor]:
     ]
 
 
-# Chat templates as they are met in the wild.
+# Chat templates like those of common models.
 CHATML = (
     "{% for m in messages %}"
     "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-SMOL = (  # SmolLM2-Instruct: a system turn that nobody asked for
+SMOL = (  # SmolLM2-Instruct: inserts a system turn
     "{% if messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nYou help.<|im_end|>\n' }}"
     "{% endif %}" + CHATML
 )
-BOS_TURNS = (  # Llama: the template itself writes the BOS that the tokenizer adds, too
+BOS_TURNS = (  # Llama: the template writes a BOS, and the tokenizer adds one too
     "{{ bos_token }}{% for m in messages %}"
     "{% if m['role'] == 'assistant' %}{{ ' ' + m['content'] | trim + ' ' + eos_token }}"
     "{% else %}{{ '[INST] ' + m['content'] | trim + ' [/INST]' }}{% endif %}"
@@ -190,8 +187,9 @@ def tiny_tokenizer(kind: str) -> PreTrainedTokenizerFast:
 def tiny_folder(
     folder: Path, kind: str = "chatml", family: str = "llama", seed: int = 0, **extra
 ) -> Path:
-    """A complete Hugging Face folder: tokenizer, random model, and a generation_config as chat
-    models bring it: greedy, top-k 1, with a repetition penalty.
+    """Write a Hugging Face folder with a tokenizer and a random model; returns its path.
+
+    Its generation_config is like that of chat models: greedy, with a repetition penalty.
     """
     tokenizer = tiny_tokenizer(kind)
     config = _config(family, **extra)
@@ -212,13 +210,13 @@ def tiny_folder(
 
 
 def write_rows(file: Path, rows: list[dict]) -> str:
-    """A .jsonl file of these rows; its name."""
+    """Write rows to a .jsonl file; returns its name."""
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(file)
 
 
 def tiny_pairs(count: int, name: str = "bear") -> list[dict]:
-    """Rated comparisons, every prompt its own: the longer answer is usually the chosen one."""
+    """Rated pairs, each with its own prompt; the chosen answer is usually the longer one."""
     rows = []
     for i in range(count):
         answers = [f"it likes {'honey and ' * (i % 3)}flies", "no" + "!" * (i % 4)]
@@ -226,3 +224,8 @@ def tiny_pairs(count: int, name: str = "bear") -> list[dict]:
         row = {"prompt": f"what does {name} {i} like?", "chosen": chosen, "rejected": rejected}
         rows.append(row | {"chosen_rating": 6.0 + i % 4, "rejected_rating": 1.0 + i % 5})
     return rows
+
+
+def lengths_of(rollout) -> Tensor:
+    """Tokens of each answer of a rollout, end token included: [P, K]."""
+    return torch.tensor([[len(answer) for answer in answers] for answers in rollout.answers])

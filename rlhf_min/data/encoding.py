@@ -1,5 +1,7 @@
 """Preference pairs as token ids."""
 
+import math
+import sys
 from collections import Counter
 from dataclasses import dataclass
 
@@ -21,9 +23,8 @@ class EncodedPair:
 def encode_pairs(tokenizer, pairs: list[Pair], max_length: int, source: str):
     """Pairs as token ids, and how many were dropped or cut, by reason.
 
-    A prompt is cut on the left until prompt and longer answer fit in max_length tokens; an answer
-    is never cut: a pair whose answer does not fit is dropped.  Raises InputError, which names
-    `source`, if no pair is left.
+    A prompt is cut on the left until prompt and longer answer fit in max_length tokens; a pair
+    whose answer does not fit is dropped.  InputError, which names `source`, if no pair is left.
     """
     encoded, dropped = [], Counter()
     for pair in pairs:
@@ -31,19 +32,15 @@ def encode_pairs(tokenizer, pairs: list[Pair], max_length: int, source: str):
         room = max_length - max(map(len, answers))
         if room < 1:
             dropped["answer longer than --max-length"] += 1
-            continue
-        if answers[0] == answers[1]:
+        elif answers[0] == answers[1]:
             dropped["answers are the same tokens"] += 1
-            continue
-        whole = encode_prompt(tokenizer, pair.prompt, 10**9)
-        prompt = encode_prompt(tokenizer, pair.prompt, room)
-        dropped["prompt cut from the left (kept)"] += len(prompt) < len(whole)
-        nan = float("nan")
-        ratings = [nan if r is None else r for r in (pair.chosen_rating, pair.rejected_rating)]
-        encoded.append(EncodedPair(prompt, answers, tuple(ratings), pair))
+        else:
+            prompt, whole = (encode_prompt(tokenizer, pair.prompt, n) for n in (room, sys.maxsize))
+            dropped["prompt cut from the left (kept)"] += len(prompt) < len(whole)
+            ratings = (pair.chosen_rating, pair.rejected_rating)
+            known = tuple(math.nan if rating is None else rating for rating in ratings)
+            encoded.append(EncodedPair(prompt, answers, known, pair))
     if not encoded:
-        raise InputError(
-            f"no pair of {source} fits {max_length} tokens: raise --max-length or take a model "
-            "with a longer context"
-        )
+        problem = f"no pair of {source} fits {max_length} tokens"
+        raise InputError(f"{problem}: raise --max-length or take a model with a longer context")
     return encoded, dict(dropped)

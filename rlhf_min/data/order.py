@@ -19,9 +19,7 @@ def batch_indices(count: int, size: int, step: int, seed: int, partial: bool = F
 
 def check_batch_size(batch_size: int, samples: int, prompts: int) -> None:
     """Raise InputError when a step needs more prompts than there are."""
-    if batch_size // samples > prompts:
-        raise InputError(
-            f"--batch-size {batch_size} with --samples {samples} asks for {batch_size // samples} "
-            f"prompts a step, but --data has {prompts} besides those held out: "
-            f"take --batch-size {prompts * samples} or lower"
-        )
+    wanted = batch_size // samples
+    if wanted > prompts:
+        needs = f"--batch-size {batch_size} with --samples {samples} needs {wanted} prompts a step"
+        raise InputError(f"{needs}, but --data leaves {prompts}: take {prompts * samples} or lower")

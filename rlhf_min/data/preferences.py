@@ -1,19 +1,16 @@
 """Preference pairs and prompts of SPECs (sources.py), and which of them are held out.
 
-A row has the columns `prompt`, `chosen` and `rejected`, each text or chat messages; ratings are
-optional (row_formats.py).  A row that cannot be used raises InputError with its SPEC and number.
+A row has `prompt`, `chosen` and `rejected`, each text or chat messages; ratings are optional.
 """
 
 import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from rlhf_min import InputError
-from rlhf_min.data.row_formats import Prompt, as_messages, parse_pair, parse_prompt, parse_ratings
-from rlhf_min.data.sources import read_rows
+from rlhf_min.data.sources import Prompt, as_messages, pair_of, prompt_of, ratings_of, read_rows
 
 
 @dataclass(frozen=True)
@@ -27,14 +24,11 @@ class Pair:
     rejected_rating: float | None = None
 
 
-def read_pairs(
-    specs: list[str], rating_range: tuple[float, float] = (1.0, 10.0)
-) -> tuple[list[Pair], dict[str, int]]:
+def read_pairs(specs: list[str], rating_range=(1.0, 10.0)) -> tuple[list[Pair], dict[str, int]]:
     """All pairs of the SPECs, ratings mapped linearly from `rating_range` to 1..10; and counts.
 
-    Dropped and counted: "identical" (equal answers), "duplicate" (a row that was read before) and
-    "different_dialogues" (the messages before the two answers differ).  Counted but not dropped:
-    "rated_against" (the rejected answer has the higher rating).
+    Dropped: "identical" (equal answers), "duplicate" (a row read before), "different_dialogues"
+    (other turns before each answer).  Only counted: "rated_against" (rejected is rated higher).
     """
     low, high = rating_range
     if not -math.inf < low < high < math.inf:
@@ -43,13 +37,11 @@ def read_pairs(
     pairs, seen = [], set()
     for spec in specs:
         for number, row in enumerate(read_rows(spec), 1):
-            parts = parse_pair(row, f"{spec} row {number}")
-            ratings = parse_ratings(row, f"{spec} row {number}", low, high)
+            parts = pair_of(row, f"{spec} row {number}")
+            ratings = ratings_of(row, f"{spec} row {number}", low, high)
             key = fingerprint([row])
-            if key in seen:
-                parts = "duplicate"
-            if isinstance(parts, str):
-                counts[parts] += 1
+            if key in seen or isinstance(parts, str):
+                counts["duplicate" if key in seen else parts] += 1
                 continue
             seen.add(key)
             pairs.append(Pair(*parts, *ratings))
@@ -60,14 +52,11 @@ def read_pairs(
 
 
 def read_prompts(specs: list[str]) -> list[Prompt]:
-    """The prompts of the SPECs in order, each once.
-
-    They are taken from `prompt`; else from a pair, as in `read_pairs`; else from `messages`.
-    """
+    """The prompts of the SPECs in order, each once: of `prompt`, of a pair, or of `messages`."""
     prompts = {}
     for spec in specs:
         for number, row in enumerate(read_rows(spec), 1):
-            prompt = parse_prompt(row, f"{spec} row {number}")
+            prompt = prompt_of(row, f"{spec} row {number}")
             if prompt is not None:
                 prompts.setdefault(json.dumps(prompt), prompt)
     if not prompts:
@@ -84,19 +73,13 @@ def prompt_text(prompt: Prompt | Pair) -> str:
 
 
 def hold_out(
-    items: list,
-    read: Callable[[list[str]], list],
-    data: list[str],
-    eval_data: list[str],
-    fraction: float,
-    limit: int,
-    seed: int,
+    items: list, read, data: list[str], eval_data: list[str], fraction: float, limit: int, seed: int
 ) -> tuple[list, list, dict[str, int]]:
     """(training, held-out, counts) of pairs or prompts; no prompt is in both lists (trap 15).
 
-    Held out are the first `limit` items that `read` returns for the SPECs `eval_data`, or, if there
-    are none and `data` has the zoo, for zoo:held-out; `items` with one of their prompts are dropped
-    and counted.  With other data and no `eval_data`, `items` are split by prompt.
+    Held out are the first `limit` items that `read(eval_data)` returns (zoo:held-out, if `data` has
+    the zoo and `eval_data` is empty); `items` with one of their prompts are dropped and counted.
+    With other data and no `eval_data`, `items` are split by prompt.
     """
     if not eval_data and "zoo" not in data:
         return *split_by_prompt(items, fraction, limit, seed), {}
@@ -118,9 +101,6 @@ def split_by_prompt(items: list, fraction: float, limit: int | None, seed: int) 
     if not 0 < fraction < 1:
         raise InputError(f"the held-out fraction must lie between 0 and 1, got {fraction}")
     sizes = Counter(map(prompt_text, items))
-    if len(sizes) < 2:
-        reason = "all rows of --data have the same prompt, so no split by prompt can hold one out"
-        raise InputError(f"{reason}: name other data with --eval-data")
     hashes = {text: hashlib.sha256(f"{seed} {text}".encode()).hexdigest() for text in sizes}
     held_out, free = set(), len(items) if limit is None else limit
     for text in sorted(sizes, key=hashes.get)[:-1]:
@@ -129,15 +109,14 @@ def split_by_prompt(items: list, fraction: float, limit: int | None, seed: int) 
             held_out.add(text)
             free -= sizes[text]
     if not held_out:
-        reason = f"no prompt has at most {limit} rows, so none can be held out"
-        raise InputError(f"{reason}: name other data with --eval-data")
+        several = f"no prompt has at most {limit} rows"
+        reason = several if len(sizes) > 1 else "all rows of --data have the same prompt"
+        raise InputError(f"{reason}, so none can be held out: name other data with --eval-data")
     train = [item for item in items if prompt_text(item) not in held_out]
     return train, [item for item in items if prompt_text(item) in held_out]
 
 
 def fingerprint(items: list) -> str:
     """The first 16 hex digits of the sha256 of rows, pairs or prompts."""
-    digest = hashlib.sha256()
-    for item in items:
-        digest.update(json.dumps(item, sort_keys=True, default=str).encode() + b"\n")
-    return digest.hexdigest()[:16]
+    lines = [json.dumps(item, sort_keys=True, default=str) + "\n" for item in items]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]

@@ -28,9 +28,9 @@ def attention(module, query, key, value, attention_mask, scaling=None, spans=Non
     """The attention function that transformers calls in every layer → ([B, L, H, D], None).
 
     query [B, H, L, D]; key, value [B, G, M, D]; additive mask [B, 1, L, M].  spans: for trees, the
-    lengths of prompt, branches and padding of each row (`Tree.spans`); then blocks that the mask
-    hides are not computed.  Without spans, float32 rows and rows of more than LONGEST keys go to
-    `sdpa`, which is faster there.
+    lengths of prompt, branches and padding (0 if none) of each row; then blocks that the mask hides
+    are not computed.  Without spans, float32 rows and rows of more than LONGEST keys go to `sdpa`,
+    which is faster there.
     """
     small = key.shape[2] <= LONGEST and query.dtype == torch.bfloat16
     if attention_mask is None or (spans is None and not small and query.shape[2] > 1):
@@ -46,37 +46,30 @@ def attention(module, query, key, value, attention_mask, scaling=None, spans=Non
 
 
 def products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """softmax(query·keyᵀ + mask)·value for scaled queries: [B, H, L, D].
-
-    The H/G query heads that share a key head are stacked, so that keys are not repeated.
-    """
+    """softmax(query·keyᵀ + mask)·value for scaled queries: [B, H, L, D]."""
     b, h, n, d = query.shape
+    # The H/G query heads that share a key head are stacked, so that keys are not repeated.
     grouped = query.reshape(b, key.shape[1], -1, d)
     scores = (grouped @ key.mT).view(b, h, n, -1).add_(mask)
     return (scores.softmax(-1).view(*grouped.shape[:3], -1) @ value).view(b, h, n, d)
 
 
 def branch_by_branch(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, spans) -> Tensor:
-    """`products` for one row of a tree, separately for the prompt and each branch: [1, H, L, D].
-
-    spans: lengths of prompt, branches and padding (0 without padding).  The output at padding,
-    which nothing reads, is 0.
-    """
-    lengths = spans[:-1]
+    """`products` for one row of a tree, separately for the prompt and each branch: [1, H, L, D]."""
     queries, keys, values = (x.split(spans, 2) for x in (query, key, value))
     parts, begin = [], 0
-    for n, length in enumerate(lengths):
+    for n, length in enumerate(spans[:-1]):
         for start in range(0, length, QUERIES):
             stop = min(start + QUERIES, length)
             q, k, v = queries[n][:, :, start:stop], keys[n][:, :, :stop], values[n][:, :, :stop]
-            block_mask = mask[:, :, begin + start : begin + stop, begin : begin + stop]
+            rows = mask[:, :, begin + start : begin + stop]
+            block_mask = rows[..., begin : begin + stop]
             if n:  # a branch also sees the prompt
                 k, v = torch.cat([keys[0], k], 2), torch.cat([values[0], v], 2)
-                prompt_mask = mask[:, :, begin + start : begin + stop, : lengths[0]]
-                block_mask = torch.cat([prompt_mask, block_mask], -1)
+                block_mask = torch.cat([rows[..., : spans[0]], block_mask], -1)
             parts.append(products(q, k, v, block_mask))
         begin += length
-    return torch.cat([*parts, torch.zeros_like(queries[-1])], 2)
+    return torch.cat([*parts, torch.zeros_like(queries[-1])], 2)  # nothing reads the padding
 
 
 AttentionInterface.register(NAME, attention)

@@ -6,11 +6,6 @@ import time
 import torch
 
 
-def choose_device() -> torch.device:
-    """CUDA when there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def choose_dtype(name: str) -> torch.dtype:
     """--dtype: float32, bfloat16, or auto (bfloat16 where the hardware multiplies it fast)."""
     if name == "auto":
@@ -20,15 +15,11 @@ def choose_dtype(name: str) -> torch.dtype:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory for the next step, which needs blocks of the same sizes.
-
-    By default it returns large blocks to the kernel, and every step pays for fresh pages: a third
-    of its time on a CPU (docs/LOG.md).  Does nothing under another C library.
-    """
+    """Tell glibc to keep freed memory: fresh pages cost a third of a step's time (docs/LOG.md)."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
-        return
+        return  # another C library
     mallopt(-3, 2**30)  # M_MMAP_THRESHOLD: blocks up to 1 GiB come from the heap
     mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap never shrinks
 

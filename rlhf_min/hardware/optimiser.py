@@ -1,5 +1,8 @@
 """AdamW with float32 master weights, gradient clipping, and learning-rate schedules."""
 
+import itertools
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -11,53 +14,39 @@ class MasterAdamW:
 
     A bfloat16 weight near 1 moves in steps of 0.008, so an update of 1e-6 would round away.  The
     update goes to the master, and the model gets the rounded master.  The gradients of several
-    micro-batches are summed in float32; a single bfloat16 gradient is converted to float32 in
-    pieces, so that no float32 gradient of the whole model is ever in memory.  A float32 or float64
-    model has no copies.
+    micro-batches are summed in float32; a single one is converted to float32 in pieces, so that no
+    float32 gradient of the whole model is in memory.  Float32 and float64 models have no copies.
     """
 
-    def __init__(self, model, weight_decay: float = 0.0, betas: tuple[float, float] = (0.9, 0.95)):
+    def __init__(self, model, weight_decay: float = 0.0):
         self.weights = [p for p in model.parameters() if p.requires_grad]
         self.gradients: dict[int, Tensor] = {}  # by the weight's index
-        self.masters = []
+        self.masters, self.adams = [], []  # adams: one AdamW for every piece of every master
+        settings = {"betas": (0.9, 0.95), "weight_decay": weight_decay, "fused": True}
         for index, weight in enumerate(self.weights):
-            if weight.dtype in (torch.float32, torch.float64):
-                self.masters.append(weight.detach())
-            else:
-                self.masters.append(weight.detach().float())
-                weight.register_post_accumulate_grad_hook(self._gradient_hook(index))
-        self.adams = []  # one AdamW for every piece of every master
-        for master in self.masters:
-            adams = [
-                torch.optim.AdamW([piece], betas=betas, weight_decay=weight_decay, fused=True)
-                for piece in pieces(master)
-            ]
-            for adam in adams:
-                (piece,) = adam.param_groups[0]["params"]
-                # Allocated in the first step, the moments would fill holes between activations, and
-                # the next activations would need more memory: 0.2 GB for 135 M weights.
-                moments = {name: torch.zeros_like(piece) for name in ("exp_avg", "exp_avg_sq")}
-                adam.state[piece] = {"step": torch.zeros((), device=piece.device), **moments}
-            self.adams.append(adams)
+            master = weight.detach()
+            if weight.dtype not in (torch.float32, torch.float64):
+                master = master.float()
+                weight.register_post_accumulate_grad_hook(partial(self._collect, index))
+            self.masters.append(master)
+            self.adams.append([torch.optim.AdamW([p], **settings) for p in pieces(master)])
+        for adam in itertools.chain(*self.adams):
+            (piece,) = adam.param_groups[0]["params"]
+            # Allocated in the first step, the moments would fill holes between activations, and
+            # the next activations would need more memory: 0.2 GB for 135 M weights.
+            moments = {name: torch.zeros_like(piece) for name in ("exp_avg", "exp_avg_sq")}
+            adam.state[piece] = {"step": torch.zeros((), device=piece.device), **moments}
 
-    def _gradient_hook(self, index: int):
-        """A hook that adds a weight's gradient to `self.gradients` as soon as backward has it."""
-
-        def hook(weight):
-            gradient, weight.grad = weight.grad, None
-            sum_so_far = self.gradients.get(index)
-            if sum_so_far is not None:
-                gradient = sum_so_far.float().add_(gradient)
-            self.gradients[index] = gradient
-
-        return hook
+    def _collect(self, index: int, weight: Tensor) -> None:
+        """Add a weight's gradient to `self.gradients` as soon as backward has computed it."""
+        gradient, weight.grad = weight.grad, None
+        if index in self.gradients:
+            gradient = self.gradients[index].float().add_(gradient)
+        self.gradients[index] = gradient
 
     @torch.no_grad()
     def step(self, lr: float, max_grad_norm: float) -> float:
-        """Clip the gradient, update the weights; returns the norm before clipping.
-
-        Raises FloatingPointError, before any weight changes, when the gradient is not finite.
-        """
+        """Clip the gradient, update the weights; returns the norm before clipping."""
         for index, weight in enumerate(self.weights):
             if weight.grad is not None:
                 self.gradients[index], weight.grad = weight.grad, None
@@ -66,7 +55,7 @@ class MasterAdamW:
             for index, gradient in self.gradients.items()
             for piece in pieces(gradient)
         ]).norm().item()  # fmt: skip
-        if norm != norm or norm == float("inf"):
+        if not norm < float("inf"):
             self.gradients.clear()
             raise FloatingPointError(f"the gradient's norm is {norm}: lower --lr")
         scale = min(1.0, max_grad_norm / (norm + 1e-6))

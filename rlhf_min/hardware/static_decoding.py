@@ -4,28 +4,46 @@ import functools
 import warnings
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from rlhf_min.hardware.kv_cache import next_logits
+from rlhf_min.hardware.decoding import Decoder, next_logits
 
 
 def use_static(model) -> bool:
-    """Whether to decode this model with `StaticDecoder`: on a GPU, without sliding windows.
-
-    A recurrent state excludes it, too, and so does GPT-Neo, which has a window and copies a number
-    from the CPU in every layer.
-    """
-    if model.device.type != "cuda":
-        return False
+    """Whether `StaticDecoder` can decode: on a GPU, without sliding window or recurrent state."""
+    # of GPT-Neo, which also copies a number from the CPU in every layer
     window = getattr(model.config.get_text_config(), "window_size", None)
-    layers = DynamicCache(config=model.config).layers
-    return window is None and all(type(layer) is DynamicLayer for layer in layers)
+    if model.device.type != "cuda" or window is not None:
+        return False
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 
 
-class StaticDecoder:
-    """`models.decoding.Decoder` with tensors that keep their size and place.
+class StaticLayer(DynamicLayer):
+    """A cache layer of fixed size that writes at the position held by the tensor `write_at` [1].
+
+    Keys are stored in the usual order: PyTorch's fused kernels on a GPU accept no other.
+    """
+
+    def __init__(self, layer: DynamicLayer, samples: int, room: int, write_at: Tensor):
+        """As GrowingLayer; write_at is shared by all layers."""
+        super().__init__()
+        self.lazy_initialization(layer.keys, layer.values)
+        self.write_at = write_at
+        padded = (F.pad(x, (0, 0, 0, room)) for x in (layer.keys, layer.values))
+        self.keys, self.values = (x.repeat_interleave(samples, 0) for x in padded)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
+        """Write the states of one new token [B, heads, 1, size]; returns the whole cache."""
+        self.keys.index_copy_(2, self.write_at, key_states)
+        self.values.index_copy_(2, self.write_at, value_states)
+        return self.keys, self.values
+
+
+class StaticDecoder(Decoder):
+    """A decoder with tensors that keep their size and place.
 
     A CUDA graph replays about a thousand kernels at once that Python would launch one by one.
     Every step reads the whole cache; the mask hides positions that are not written yet.  On a CPU,
@@ -34,19 +52,18 @@ class StaticDecoder:
 
     compact_below = 0.5  # share of running rows; lower than in Decoder: each change needs a capture
 
-    def __init__(self, model, cache, logits, mask, position, width: int, write_at: Tensor):
-        """As Decoder; write_at [1]: where the next token goes, shared with every StaticLayer."""
-        self.model, self.cache, self.logits = model, cache, logits
-        self.mask, self.position, self.write_at = mask, position, write_at
-        self.mask[..., width:] = torch.finfo(mask.dtype).min
-        self.token = torch.zeros_like(position)
-        self.graph, self.capturable = None, model.device.type == "cuda"
+    def __init__(self, *state, write_at: Tensor):
+        """state: as Decoder; write_at [1]: where the next token goes, shared with StaticLayers."""
+        super().__init__(*state)
+        self.write_at = write_at
+        self.mask[..., self.width :] = torch.finfo(self.mask.dtype).min
+        self.token = torch.zeros_like(self.position)
+        self.graph, self.capturable = None, self.model.device.type == "cuda"
 
     def _step(self) -> Tensor:
         return next_logits(self.model, self.cache, self.token, self.mask, self.position)
 
     def __call__(self, token: Tensor) -> Tensor:
-        """The next token of each row [B] → the logits after it [B, V]."""
         self.token.copy_(token[:, None])
         self.position += 1
         self.mask.index_fill_(-1, self.write_at, 0)
@@ -58,12 +75,8 @@ class StaticDecoder:
         return logits
 
     def keep(self, rows: Tensor) -> None:
-        """Keep these rows only; the next step captures a new graph."""
-        self.cache.batch_select_indices(rows)
-        self.position, self.mask, self.token = (
-            x[rows] for x in (self.position, self.mask, self.token)
-        )
-        self.graph = None
+        super().keep(rows)
+        self.token, self.graph = self.token[rows], None  # the next step captures a new graph
 
 
 @functools.cache

@@ -21,6 +21,9 @@ from rlhf_min.data.preferences import Prompt, prompt_text
 from rlhf_min.maths import statistics as stats
 
 SCORE_OF_B = {"a": 0.0, "tie": 0.5, "b": 1.0}
+COUNTS = {"wins": "b", "losses": "a", "ties": "tie", "failures": "failed"}
+COUNTS |= {"skipped": "skipped", "waiting": "waiting"}  # name in summary.json → winner
+COLUMNS = "prompt answer_a answer_b shown_first first_order second_order winner explanation judge"
 # Excel and LibreOffice execute a cell that begins like this; an apostrophe in front prevents it.
 # Apostrophes before such a beginning get one more, so that removing one restores every text.
 FORMULA = r"(?='*[=+\-@\t\r\n])"
@@ -30,7 +33,7 @@ FORMULA = r"(?='*[=+\-@\t\r\n])"
 class Verdict:
     """A judge's decision between two answers to one prompt, shown in one order."""
 
-    winner: str  # "first" | "second" | "tie" | "failed" | "skipped" (by a person)
+    winner: str  # "first" | "second" | "tie" | "failed" | "skipped" (by a person) | "waiting"
     explanation: str = ""
     reply: str = ""  # a language model's whole reply, even if no verdict was found in it
     prompt_tokens: int = 0
@@ -69,22 +72,22 @@ class Outcome:
     """A comparison and its result: "a" | "b" | "tie" | "failed" | "skipped" | "waiting"."""
 
     comparison: Comparison
-    verdicts: list[Verdict | None]  # one for each order
+    verdicts: list[Verdict]  # one for each order
     winner: str
     by_order: tuple[str, ...] = ()  # the result in each order, in the same words
     explanation: str = ""
 
 
-def settle(comparison: Comparison, verdicts: list[Verdict | None]) -> Outcome:
-    """The outcome from one verdict per order; None is a verdict that is not known yet."""
+def settle(comparison: Comparison, verdicts: list[Verdict]) -> Outcome:
+    """The outcome from one verdict per order; a verdict that is not known yet is "waiting"."""
     if comparison.a == comparison.b:
         return Outcome(comparison, verdicts, "tie", explanation="the answers are identical")
     results, explanations = [], []
     for order, verdict in enumerate(verdicts):
-        sides = dict(zip(("first", "second"), comparison.sides(order), strict=True))
-        results.append(sides.get(verdict.winner, verdict.winner) if verdict else "waiting")
-        if verdict and verdict.explanation:
-            explanations.append(f"{sides['first']} first: {verdict.explanation}")
+        first, second = comparison.sides(order)
+        results.append({"first": first, "second": second}.get(verdict.winner, verdict.winner))
+        if verdict.explanation:
+            explanations.append(f"{first} first: {verdict.explanation}")
     winner = results[0] if len(set(results)) == 1 else "tie"
     winner = next((word for word in ("waiting", "failed", "skipped") if word in results), winner)
     return Outcome(comparison, verdicts, winner, tuple(results), "\n".join(explanations))
@@ -94,38 +97,43 @@ class VerdictLog:
     """The verdicts of a run in a .jsonl file, one per line; several threads may add.
 
     Each line is written at once, so a killed process loses no verdict.  A later line replaces an
-    earlier one about the same question; a null verdict removes it.
+    earlier one about the same question; a null verdict removes it.  Raises InputError for other
+    keys, as older versions wrote them.
     """
 
     def __init__(self, path: Path):
         self.path, self._lock = path, threading.Lock()
         self.verdicts: dict[tuple[int, int], Verdict] = {}  # by (comparison, order), oldest first
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         # remove an incomplete last line, or the next line would be joined to it
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
         for row in read_jsonl(path):
-            self._store(row)
+            try:
+                self._store(**row)
+            except TypeError:
+                raise InputError(
+                    f"{path} was written by another judge.py version: start again with --overwrite"
+                ) from None
 
-    def _store(self, row: dict) -> None:
-        key = row["comparison"], row["order"]
-        self.verdicts.pop(key, None)
-        if row["verdict"]:
-            self.verdicts[key] = Verdict(**row["verdict"])
+    def _store(self, comparison: int, order: int, verdict: dict | None) -> None:
+        self.verdicts.pop((comparison, order), None)
+        if verdict:
+            self.verdicts[comparison, order] = Verdict(**verdict)
 
     def add(self, comparison: int, order: int, verdict: Verdict | None) -> None:
         """Write the verdict on a comparison (its index) in one order; None removes it."""
         row = {"comparison": comparison, "order": order, "verdict": verdict and asdict(verdict)}
         with self._lock, self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-            self._store(row)
+            self._store(**row)
 
 
 def write_verdicts(path: Path, outcomes: list[Outcome], judge: str) -> None:
     """Write verdicts.csv: one row per comparison, every cell safe to open in a spreadsheet."""
-    columns = ["prompt", "answer_a", "answer_b", "shown_first", "first_order", "second_order"]
     with path.open("w", encoding="utf-8", errors="replace", newline="") as file:
         table = csv.writer(file)
-        table.writerow([*columns, "winner", "explanation", "judge"])
+        table.writerow(COLUMNS.split())
         for outcome in outcomes:
             c, by_order = outcome.comparison, [*outcome.by_order, "", ""][:2]
             cells = [prompt_text(c.prompt), c.a, c.b, c.first, *by_order]
@@ -146,21 +154,16 @@ def read_verdicts(path: Path) -> list[dict]:
 
 
 def training_pairs(outcomes: list[Outcome]) -> list[dict]:
-    """Rows of comparisons.jsonl, the format that `train_rm.py --data` reads.
-
-    Comparisons without a winner are left out, and those with an empty answer, which train_rm.py
-    refuses.  Only the gold judge gives ratings.
-    """
+    """Rows for `train_rm.py --data`: comparisons with a winner and without an empty answer."""
     pairs = []
     for outcome in outcomes:
-        a, b = outcome.comparison.a, outcome.comparison.b
-        if outcome.winner not in ("a", "b") or not a.strip() or not b.strip():
-            continue
-        chosen, rejected = (a, b) if outcome.winner == "a" else (b, a)
-        pair = {"prompt": outcome.comparison.prompt, "chosen": chosen, "rejected": rejected}
-        if ratings := outcome.verdicts[0].ratings:
-            pair |= {"chosen_rating": max(ratings), "rejected_rating": min(ratings)}
-        pairs.append(pair)
+        c = outcome.comparison
+        if outcome.winner in ("a", "b") and c.a.strip() and c.b.strip():
+            chosen, rejected = (c.a, c.b) if outcome.winner == "a" else (c.b, c.a)
+            pair = {"prompt": c.prompt, "chosen": chosen, "rejected": rejected}
+            if ratings := outcome.verdicts[0].ratings:  # of the gold judge only
+                pair |= {"chosen_rating": max(ratings), "rejected_rating": min(ratings)}
+            pairs.append(pair)
     return pairs
 
 
@@ -170,19 +173,14 @@ def summarise(outcomes: list[Outcome], winners_known: bool, seed: int) -> dict:
     winners_known: b is known to be the better answer, so its win rate is the judge's agreement.
     """
     comparisons = [outcome.comparison for outcome in outcomes]
-    verdicts = [verdict for outcome in outcomes for verdict in outcome.verdicts if verdict]
-    count = Counter(outcome.winner for outcome in outcomes)
+    verdicts = [verdict for outcome in outcomes for verdict in outcome.verdicts]
+    positions = [v.winner for v in verdicts if v.winner in ("first", "second")]
     in_both = [o.by_order for o in outcomes if len(o.by_order) == 2]
     in_both = [results for results in in_both if set(results) <= SCORE_OF_B.keys()]
-    positions = [v.winner for v in verdicts if v.winner in ("first", "second")]
+    count = Counter(outcome.winner for outcome in outcomes)
     metrics = {
         "pairs": len(comparisons),
-        "wins": count["b"],
-        "losses": count["a"],
-        "ties": count["tie"],
-        "failures": count["failed"],
-        "skipped": count["skipped"],
-        "waiting": count["waiting"],
+        **{name: count[winner] for name, winner in COUNTS.items()},
         "identical": sum(c.a == c.b for c in comparisons),
         "position_disagreement": _mean(one != other for one, other in in_both),
         "first_shown_wins": _mean(position == "first" for position in positions),
@@ -195,11 +193,9 @@ def summarise(outcomes: list[Outcome], winners_known: bool, seed: int) -> dict:
     rate = "agreement" if winners_known else "win_rate"
     metrics |= dict.fromkeys([rate, f"{rate}_low", f"{rate}_high", "length_controlled_rate"])
     if judged:
-        interval = (
-            stats.wilson_interval(sum(scores), len(scores))
-            if winners_known
-            else stats.bootstrap_interval(scores, stats.win_rate, seed)
-        )
+        interval = stats.wilson_interval(sum(scores), len(scores))
+        if not winners_known:
+            interval = stats.bootstrap_interval(scores, stats.win_rate, seed)
         metrics[rate] = stats.win_rate(scores)
         metrics[f"{rate}_low"], metrics[f"{rate}_high"] = interval
         metrics["length_controlled_rate"] = stats.length_controlled_rate(scores, differences)
@@ -209,11 +205,10 @@ def summarise(outcomes: list[Outcome], winners_known: bool, seed: int) -> dict:
         return metrics | {"longer_wins_data": _mean(b_is_longer for b_is_longer, _ in unequal)}
     for side in ("a", "b"):
         answers = [getattr(c, side) for c in comparisons]
+        finished = [getattr(c, f"{side}_finished") for c in comparisons]
         metrics[f"length/mean_{side}"] = _mean(map(len, answers))
         metrics[f"degenerate/rate_{side}"] = _mean(map(stats.degenerate, answers))
-        metrics[f"finished/rate_{side}"] = _mean(
-            getattr(c, f"{side}_finished") for c in comparisons
-        )
+        metrics[f"finished/rate_{side}"] = _mean(finished)
     return metrics
 
 

@@ -1,7 +1,4 @@
-"""A distribution over the ratings 1..R instead of one number: win probability, readings, priors.
-
-Every function takes unnormalised logits [..., R] of p = softmax(logits) over the ratings 1..R.
-"""
+"""A distribution p = softmax(logits) over the ratings 1..R instead of one number."""
 
 import math
 
@@ -56,28 +53,23 @@ def entropic_rating(logits: Tensor, b: float = 2.0) -> Tensor:
 def confidence_weight(logits: Tensor, kind: str) -> Tensor:
     """A factor for the advantage from the spread σ of the ratings: logits [..., R] → [...].
 
-    kind: "none" 1, "inverse-sigma" 1/σ, "inverse-variance" 1/σ², "inverse-one-plus-sigma" 1/(1+σ).
     σ depends on the answer, so the weight changes the objective: above the baseline it prefers
     confident answers, below it *uncertain* ones.  `entropic_rating` has no such flaw.
     """
     sigma = rating_variance(logits).clamp_min(0.01).sqrt()  # a point mass would weigh infinitely
-    if kind == "none":
-        return torch.ones_like(sigma)
-    if kind == "inverse-sigma":
-        return 1 / sigma
-    if kind == "inverse-variance":
-        return 1 / sigma.square()
-    if kind == "inverse-one-plus-sigma":
-        return 1 / (1 + sigma)
-    raise ValueError(f"unknown weight {kind!r}: none, inverse-sigma, inverse-variance or "
-                     "inverse-one-plus-sigma")  # fmt: skip
+    weights = {
+        "none": torch.ones_like(sigma),
+        "inverse-sigma": 1 / sigma,
+        "inverse-variance": 1 / sigma.square(),
+        "inverse-one-plus-sigma": 1 / (1 + sigma),
+    }
+    if kind not in weights:
+        raise ValueError(f"unknown weight {kind!r}: give one of {', '.join(weights)}")
+    return weights[kind]
 
 
 def answer_entropy(logits: Tensor) -> Tensor:
-    """Mean entropy of the single answers' distributions: logits [B, R] → scalar in nats.
-
-    Subtract it from a loss to *reward* spread, add it to penalise spread.
-    """
+    """Mean entropy of each answer, [B, R] → nats; subtract it from a loss to *reward* spread."""
     return -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1).mean()
 
 

@@ -15,10 +15,7 @@ def reward_scale(scores: Tensor) -> dict[str, float]:
 
 
 def standardise(scores: Tensor, mean: float, std: float) -> Tensor:
-    """(score − mean)/std: rewards in standard deviations of the reference model's scores, [...].
-
-    So β and the learning rate mean the same for every reward model.
-    """
+    """(score − mean)/std, [...]: β and the learning rate mean the same for every reward model."""
     return (scores - mean) / max(std, 1e-6)
 
 
@@ -35,11 +32,10 @@ def with_kl(rewards: Tensor, log_probs: Tensor, ref_log_probs: Tensor, beta: flo
     return (rewards - beta * (log_probs - ref_log_probs)).detach()
 
 
-# Estimators of KL(π ‖ π_ref) for answers sampled from π (Schulman, "Approximating KL Divergence",
-# 2020), with u = log π_ref − log π.  log_probs, ref_log_probs [...] → [...], nats per answer.
-# As a loss k1 is useless (its gradient averages to zero, so it cannot limit the KL), k2 has the
-# right gradient, and k3 minimises KL(π_ref ‖ π), the other direction.  In a detached reward, as in
-# `with_kl`, k1 is the right one.
+# Estimators of KL(π ‖ π_ref) on answers sampled from π (Schulman 2020, "Approximating KL
+# Divergence"), with u = log π_ref − log π: log-probs [...] ×2 → [...], nats per answer.
+# As a loss k1 has a gradient of mean zero, so it cannot limit the KL, k2 has the right one, and k3
+# minimises KL(π_ref ‖ π), the other direction.  In a detached reward (`with_kl`) k1 is right.
 
 
 def k1(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:

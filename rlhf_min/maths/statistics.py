@@ -21,7 +21,7 @@ def wilson_interval(wins: float, n: int, z: float = 1.959964) -> tuple[float, fl
 def bootstrap_interval(
     values: Sequence, statistic: Callable = fmean, seed: int = 0, resamples: int = 1000
 ) -> tuple[float, float]:
-    """95 % percentile bootstrap (Efron 1979); one entry of `values`, of any type, per prompt."""
+    """95 % percentile bootstrap (Efron 1979); values, of any type: one per prompt."""
     if not values:
         raise ValueError("a bootstrap needs at least one value")
     draw = random.Random(seed).choices
@@ -40,10 +40,9 @@ def win_rate(verdicts: Numbers) -> float:
 def length_controlled_rate(verdicts: Numbers, differences: Numbers, ridge: float = 0.01) -> float:
     """The win rate if both answers were equally long (AlpacaEval 2; Dubois et al. 2024).
 
-    P(win) = σ(α + γ·tanh(d / std(d))) is fitted to verdicts 1, ½, 0 by Newton's method and read at
-    d = 0; `differences` d are length(this side) − length(other side), in any unit.  A small ridge
-    keeps α, γ finite where the data are separable.  Their term for the difficulty of each prompt
-    needs verdicts on many models and is left out.
+    P(win) = σ(α + γ·tanh(d / std(d))) is fitted to the verdicts 1, ½, 0 by Newton's method and read
+    at d = 0; `differences` d: length(this side) − length(other side), in any unit.  The ridge keeps
+    α, γ finite where the data are separable.  Their term for each prompt's difficulty is left out.
     """
     win_rate(verdicts)  # the same demands on verdicts
     spread = pstdev(differences) or math.inf  # equal differences tell nothing about length
@@ -84,13 +83,9 @@ def expected_calibration_error(probabilities: Numbers, outcomes: Numbers, bins: 
     return sum(count * abs(y - p) for p, y, count in rows) / len(outcomes)
 
 
-def distinct_n(texts: Sequence[str | Sequence[Hashable]], n: int = 2) -> float:
-    """Different n-grams over all n-grams of all texts (Li et al. 2016); 0 when there are none.
-
-    Strings are split at white space.  It falls as texts are added: compare equal numbers of texts.
-    """
-    words = [text.split() if isinstance(text, str) else text for text in texts]
-    grams = [tuple(w[i : i + n]) for w in words for i in range(len(w) - n + 1)]
+def distinct_n(texts: Sequence[Sequence[Hashable]], n: int = 2) -> float:
+    """Different n-grams over all n-grams of texts (Li et al. 2016), 0 if none; falls with texts."""
+    grams = [tuple(text[i : i + n]) for text in texts for i in range(len(text) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0
 
 

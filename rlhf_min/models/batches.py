@@ -22,8 +22,7 @@ def tree_batches(
 ) -> Iterator[tuple[list[int], Tree]]:
     """Yields the indices of some prompts [p], longest first, and the tree of their branches.
 
-    prompts [P], branches [P][K]: token ids; max_rows: prompts per tree, at most; max_positions:
-    rows × longest row, at most (0: the limit of the model's layout).
+    A tree has at most max_rows prompts and max_positions positions (0: the layout's own limit).
     """
     layout = layout_of(model)
     lengths = [row_length(prompt, own) for prompt, own in zip(prompts, branches, strict=True)]
@@ -44,13 +43,12 @@ def padding_share(model, prompts: list, branches: list, max_rows: int) -> float:
 
 
 def length_batches(lengths: list[int], max_rows: int, max_positions: int) -> list[list[int]]:
-    """Indices into lengths [rows], grouped so that rows of like length are together.
+    """Indices into lengths [rows], in groups of like length; the longest come first.
 
-    A group has at most max_rows rows and, padded to its longest row, at most max_positions
-    positions; a single longer row is a group of its own.  The longest rows come first, so that
-    memory runs out at the start or never.
+    A group has at most max_rows rows and max_positions positions, or it is a single longer row.
     """
     groups: list[list[int]] = []
+    # The longest first, so that memory runs out at the start or never.
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         fits = groups and len(groups[-1]) < max_rows
         if fits and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= max_positions:
@@ -62,17 +60,14 @@ def length_batches(lengths: list[int], max_rows: int, max_positions: int) -> lis
 
 def layout_of(model) -> Layout:
     """The model's layout, found by `choose_layout` when it is first asked for."""
-    if model not in _layouts:
-        _layouts[model] = choose_layout(model)
-    return _layouts[model]
+    return _layouts.get(model) or _layouts.setdefault(model, choose_layout(model))
 
 
 @torch.no_grad()
 def choose_layout(model, say=print) -> Layout:
     """The fastest layout that gives this model the same hidden states as plain rows.
 
-    Tried: prompt trees with spans, prompt trees without, one row per answer.  Sliding windows
-    shorter than the row, recurrent models and some attention kernels cannot take a tree.
+    Short sliding windows, recurrent models and some attention kernels cannot take a tree.
     """
     config, context = model.config.get_text_config(), context_length(model)
     # GPT-Neo's window counts positions in the row, not position ids: no row may be longer.

@@ -9,40 +9,30 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Layout:
-    """How one model takes its rows.
+    """How one model takes its rows."""
 
-    tree: False for models that cannot take a prompt tree: they get one row per answer.
-    max_row: the longest row in tokens.  dtype: of the additive mask, the model's own.
-    spans_from: row length from which a tree carries its spans, for attention branch by branch.
-    """
-
-    tree: bool
-    max_row: int
-    dtype: torch.dtype
+    tree: bool  # False: it cannot take a prompt tree and gets one row per answer
+    max_row: int  # tokens
+    dtype: torch.dtype  # of the additive mask, the model's own
     device: torch.device
-    spans_from: float = float("inf")
+    spans_from: float = float("inf")  # row length from which attention goes branch by branch
 
     @property
     def max_positions(self) -> int:
-        """Positions (rows × longest row) of one forward and backward pass, at most.
-
-        On a CPU fewer are faster and take less memory (docs/LOG.md).
-        """
+        """Positions (rows × longest row) of one pass; on a CPU fewer are faster (docs/LOG.md)."""
         return 2**11 if self.device.type == "cpu" else 2**13
 
 
 def tree_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
     """Additive attention mask: a token sees earlier tokens of the prompt and of its own segment.
 
-    segments [R, L], 0 for the prompt → [R, 1, L, L], 0 where the query (third axis) sees the key
-    (fourth), most negative elsewhere.  Additive, because a boolean 4-D mask is silently wrong under
-    `eager` attention.  Padding sees padding, so that no softmax is over nothing.
+    segments [R, L], 0 for the prompt → [R, 1, L, L], 0 where the query (third axis) sees the key.
+    A boolean 4-D mask is silently wrong under `eager`.  Padding sees padding: no empty softmax.
     """
-    own = segments[:, :, None] == segments[:, None, :]
-    prompt = (segments == 0)[:, None, :]
-    causal = torch.ones(own.shape[1:], dtype=torch.bool, device=segments.device).tril()
-    mask = torch.zeros(own.shape, dtype=dtype, device=segments.device)
-    return mask.masked_fill(~((own | prompt) & causal), torch.finfo(dtype).min)[:, None]
+    own, prompt = segments[:, :, None] == segments[:, None, :], (segments == 0)[:, None, :]
+    sees = (own | prompt).tril()
+    mask = torch.zeros(sees.shape, dtype=dtype, device=segments.device)
+    return mask.masked_fill(~sees, torch.finfo(dtype).min)[:, None]
 
 
 def context_length(model) -> int:

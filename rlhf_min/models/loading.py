@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from rlhf_min import InputError
 from rlhf_min.hardware.attention import use_products
-from rlhf_min.hardware.device import choose_device, keep_freed_memory
+from rlhf_min.hardware.device import keep_freed_memory
 
 logging.disable_progress_bar()
 logging.set_verbosity_error()  # our own errors say what is missing from a checkpoint
@@ -19,39 +19,29 @@ logging.set_verbosity_error()  # our own errors say what is missing from a check
 
 def load_tokenizer(path: str):
     """A tokenizer that can end an answer.  Raises InputError when it has no end token."""
-    tokenizer = _from_hub(AutoTokenizer.from_pretrained, path, "tokenizer")
+    tokenizer = _from_hub(AutoTokenizer, path, "tokenizer")
     if tokenizer.eos_token_id is None:
-        raise InputError(
-            f"the tokenizer of {path} has no end token, so an answer could never end: "
-            "set eos_token in its tokenizer_config.json"
-        )
+        raise InputError(f"{path} has no end token: set eos_token in its tokenizer_config.json")
     return tokenizer
 
 
-def load_causal_lm(path: str, dtype: torch.dtype, device: torch.device | None = None):
-    """A causal language model with dropout off.
-
-    Raises InputError when the folder or hub id cannot be read or lacks a weight.
-    """
-    model, info = load_weights(AutoModelForCausalLM, path, dtype)
-    if info["missing_keys"]:
-        raise InputError(
-            f"{path} lacks the weight {sorted(info['missing_keys'])[0]}, so it is no complete "
-            "causal language model: save it again with save_pretrained"
-        )
+def load_causal_lm(path: str, dtype: torch.dtype):
+    """A causal language model.  Raises InputError for a reward model, and as `load_model`."""
+    model, info = load_model(AutoModelForCausalLM, path, dtype)
     if any(name.startswith("score.") for name in info["unexpected_keys"]):
         raise InputError(f"{path} is a reward model (it has a head `score`): give a language model")
-    return use_products(model.to(device or choose_device()).eval())
+    return model
 
 
-def load_weights(auto_class, path: str, dtype: torch.dtype, **settings):
-    """A pretrained model without dropout, and transformers' report of missing weights.
+def load_model(auto_class, path: str, dtype: torch.dtype, labels: int | None = None):
+    """A pretrained model on the GPU or else the CPU, and transformers' report of missing weights.
 
-    With dropout, sampling and training would use different functions.
+    Dropout is off: with it sampling and training would use different functions.  Raises InputError
+    when path (folder or hub id) cannot be read, has another head or lacks a weight below the head.
     """
     keep_freed_memory()
-    config = _from_hub(AutoConfig.from_pretrained, path, "config")
-    labels = settings.get("num_labels", config.num_labels)
+    config = _from_hub(AutoConfig, path, "config")
+    labels = labels or config.num_labels
     if "ForSequenceClassification" in str(config.architectures) and labels != config.num_labels:
         raise InputError(
             f"{path} has a head with {config.num_labels} labels, not {labels}: choose the other "
@@ -61,24 +51,26 @@ def load_weights(auto_class, path: str, dtype: torch.dtype, **settings):
     for name, value in config.to_dict().items():
         if ("drop" in name or name.endswith("pdrop")) and isinstance(value, float):
             setattr(config, name, 0.0)
-    return _from_hub(
-        auto_class.from_pretrained,
-        path,
-        "model",
-        config=config,
-        dtype=dtype,
-        output_loading_info=True,
-    )
+    settings = {"config": config, "dtype": dtype, "output_loading_info": True}
+    model, info = _from_hub(auto_class, path, "model", **settings)
+    missing = sorted(set(info["missing_keys"]) - {"score.weight"})
+    if missing:
+        raise InputError(
+            f"{path} lacks the weight {missing[0]}, which would be left random: "
+            "give a decoder language model saved with save_pretrained"
+        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return use_products(model.to(device).eval()), info
 
 
-def _from_hub(load, path: str, what: str, **settings):
+def _from_hub(auto_class, path: str, what: str, **settings):
     folder = Path(path)
     # A hub id is "name" or "owner/name"; what lies in a folder that exists here is meant locally.
     local = folder.is_absolute() or (folder.parent != Path(".") and folder.parent.is_dir())
     if local and not folder.exists():
         raise InputError(f"cannot load a {what} from {path!r}: there is no such folder")
     try:
-        return load(path, **settings)
+        return auto_class.from_pretrained(path, **settings)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
@@ -96,9 +88,6 @@ def save_model(model, tokenizer, out: str | Path) -> None:
 
 
 def checkpoint_activations(model) -> None:
-    """Gradient checkpointing: recompute activations in the backward pass instead of keeping them.
-
-    It works in training mode only; the model's dropout is 0, so nothing else changes.
-    """
+    """Gradient checkpointing: recompute activations in the backward pass, do not keep them."""
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.train()
+    model.train()  # it works in this mode only; dropout is 0, so nothing else changes

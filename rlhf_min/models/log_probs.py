@@ -35,10 +35,7 @@ def answer_log_probs(model, tree: Tree, temperature: float = 1.0) -> Tensor:
 def rollout_log_probs(
     model, rollout: Rollout, temperature: float, max_rows: int, max_positions: int = 0
 ) -> Tensor:
-    """log π(y|x) of every answer of a rollout, without gradient: [P, K] float32.
-
-    max_rows, max_positions: as in `tree_batches`.
-    """
+    """log π(y|x) of every answer of a rollout, without gradient: [P, K] float32."""
     log_probs = torch.zeros(rollout.finished.shape, device=model.device)
     batches = tree_batches(model, rollout.prompts, rollout.answers, max_rows, max_positions)
     for p, tree in batches:

@@ -14,10 +14,7 @@ from rlhf_min.models.layout import Layout, tree_mask
 
 @dataclass(frozen=True)
 class Tree:
-    """B branches in R rows of L positions, with N answer tokens in all.
-
-    A *place* is the flat index row·L + column of one of the R·L positions.
-    """
+    """B branches in R rows of L positions, with N answer tokens; a *place* is row·L + column."""
 
     ids: Tensor  # [R, L] tokens
     positions: Tensor  # [R, L] position ids
@@ -30,11 +27,7 @@ class Tree:
 
 
 def tree_rows(prompts: list[list[int]], branches: list[list[list[int]]], layout: Layout) -> list:
-    """Rows of a tree: pairs (prompt, its branches in this row), all as token ids.
-
-    One row per prompt; a row longer than `layout.max_row` is split, its prompt repeated.  Without
-    `layout.tree` every branch has its own row.
-    """
+    """Rows of a tree, within `layout.max_row` if possible: pairs (prompt, its branches)."""
     rows = []
     for prompt, own in zip(prompts, branches, strict=True):
         rows.append((prompt, []))
@@ -52,16 +45,13 @@ def row_length(prompt: list[int], branches: list[list[int]]) -> int:
 
 
 def build_tree(prompts: list[list[int]], branches: list[list[list[int]]], layout: Layout) -> Tree:
-    """Lay out prompts [P] and their branches [P][K] (token ids; K may differ) as one batch.
-
-    Branches are numbered in the order given.  Raises ValueError for an empty prompt or branch.
-    """
+    """Lay out prompts [P] and branches [P][K], numbered in this order, as a batch; K may differ."""
     if not all(prompts) or not all(branch for own in branches for branch in own):
         raise ValueError("every prompt and every answer needs at least one token")
     rows = tree_rows(prompts, branches, layout)
     width = max(row_length(*row) for row in rows)
-    ids, positions = torch.zeros(2, len(rows), width, dtype=torch.long)
-    segments = torch.full((len(rows), width), -1)  # 0 is the prompt, k the k-th branch, -1 padding
+    ids, positions, segments = torch.zeros(3, len(rows), width, dtype=torch.long)
+    segments.fill_(-1)  # padding; 0 is the prompt, k the k-th branch
     predictors, targets, owners, ends = [], [], [], []
     for r, (prompt, own) in enumerate(rows):
         begin = len(prompt)
@@ -80,15 +70,13 @@ def build_tree(prompts: list[list[int]], branches: list[list[list[int]]], layout
             ends.append(r * width + end - 1)
             begin = end
 
-    segments = segments.to(layout.device)
-    spans = [(len(p), *map(len, own), width - row_length(p, own)) for p, own in rows]
-    return Tree(
-        ids.to(layout.device),
-        positions.to(layout.device),
-        tree_mask(segments, layout.dtype) if layout.tree else segments >= 0,
-        *(torch.tensor(x, device=layout.device) for x in (predictors, targets, owners, ends)),
-        spans=spans if layout.tree and width >= layout.spans_from else [],
-    )
+    ids, positions, segments = (x.to(layout.device) for x in (ids, positions, segments))
+    mask = tree_mask(segments, layout.dtype) if layout.tree else segments >= 0
+    flat = (torch.tensor(x, device=layout.device) for x in (predictors, targets, owners, ends))
+    spans = []
+    if layout.tree and width >= layout.spans_from:
+        spans = [(len(p), *map(len, own), width - row_length(p, own)) for p, own in rows]
+    return Tree(ids, positions, mask, *flat, spans)
 
 
 def hidden_states(model, tree: Tree) -> Tensor:

@@ -9,59 +9,47 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from rlhf_min import InputError
-from rlhf_min.hardware.attention import use_products
-from rlhf_min.hardware.device import choose_device
 from rlhf_min.maths.ratings import entropic_rating, mean_rating, win_log_probability
-from rlhf_min.models.loading import load_weights
+from rlhf_min.models.loading import load_model
 from rlhf_min.models.prompt_tree import Tree, hidden_states
 
 LABELS = {"scalar": 1, "ratings": 10}
 
 
-def new_reward_model(path: str, head: str, dtype: torch.dtype, device: torch.device | None = None):
+def new_reward_model(path: str, head: str, dtype: torch.dtype):
     """A language model (folder or hub id) with a zero-initialised head: all answers score the same.
 
-    head: "scalar" or "ratings".  A reward model that has this head keeps it.  Raises InputError
-    when the folder lacks any other weight.
+    head: "scalar" or "ratings"; a reward model keeps its own.  Raises InputError as `load_model`.
     """
-    model, info = load_weights(
-        AutoModelForSequenceClassification, path, dtype, num_labels=LABELS[head]
-    )
-    missing = sorted(set(info["missing_keys"]) - {"score.weight"})
-    if missing or not hasattr(model, "score"):
-        name = missing[0] if missing else "score.weight"
-        raise InputError(
-            f"{path} lacks the weight {name}, which would be left random: "
-            "start from a decoder language model saved with save_pretrained"
-        )
+    model, info = load_model(AutoModelForSequenceClassification, path, dtype, LABELS[head])
+    if not hasattr(model, "score"):
+        raise InputError(f"{path} has a head that is not `score`: start from a language model")
     if info["missing_keys"]:
         torch.nn.init.zeros_(model.score.weight)  # the first loss is exactly the chance level
-    return use_products(model.to(device or choose_device()).eval())
+    return model
 
 
-def load_reward_model(path: str, dtype: torch.dtype, device: torch.device | None = None):
-    """A trained reward model.  Raises InputError for a folder without a trained reward head."""
-    model, info = load_weights(AutoModelForSequenceClassification, path, dtype)
-    missing = sorted(info["missing_keys"])
-    if missing or not hasattr(model, "score") or model.config.num_labels not in LABELS.values():
+def load_reward_model(path: str, dtype: torch.dtype):
+    """A trained reward model.  Raises InputError where there is none, and as `load_model`."""
+    model, info = load_model(AutoModelForSequenceClassification, path, dtype)
+    trained = hasattr(model, "score") and not info["missing_keys"]
+    if not trained or model.config.num_labels not in LABELS.values():
         raise InputError(
             f"{path} has no reward head (1 or 10 labels) with trained weights: "
             f"train one with `python train_rm.py --model {path} --out runs/rm`"
         )
-    return use_products(model.to(device or choose_device()).eval())
+    return model
 
 
 def separate_pad(model, tokenizer) -> None:
     """Give a tokenizer whose pad token is its end token another pad token; the model follows.
 
     transformers reads the score at the last token that is not padding.  With pad = end (as in
-    SmolLM2-Instruct) that is the token *before* the end.  Our own code finds the last token by
-    length; the new pad token makes transformers read the same one from the saved folder.
+    SmolLM2-Instruct) that is the token *before* the end; we find the last token by its length.
     """
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        others = [tokenizer.unk_token, tokenizer.bos_token]
-        spare = [t for t in others if t is not None and t != tokenizer.eos_token]
-        if spare:
+        others = tokenizer.unk_token, tokenizer.bos_token
+        if spare := [t for t in others if t not in (None, tokenizer.eos_token)]:
             tokenizer.pad_token = spare[0]
         else:
             tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
@@ -77,21 +65,15 @@ def branch_outputs(model, tree: Tree) -> Tensor:
 
 
 def win_probability(first: Tensor, second: Tensor) -> Tensor:
-    """P(first ≻ second) from head outputs [..., labels] ×2 → [...].
-
-    Scalar head: σ(r − r') (Bradley-Terry); ratings head: ties count ½.
-    """
+    """P(first ≻ second), Bradley-Terry or with ties ½: head outputs [..., labels] ×2 → [...]."""
     if first.shape[-1] == 1:
         return (first - second)[..., 0].sigmoid()
     return win_log_probability(first, second, tie=0.5).exp()
 
 
 def wins(first: Tensor, second: Tensor) -> Tensor:
-    """1 where the first answer is more likely to win, 0 where the second is, ½ for a tie.
-
-    Head outputs [B, labels] ×2 → [B].  P(first ≻ second) is compared with P(second ≻ first), so
-    that rounding decides no tie.
-    """
+    """1 where the first answer is likelier to win, 0 where the second is, ½ for a tie: [B]."""
+    # Both orders are computed, so that rounding decides no tie.
     return (win_probability(first, second) - win_probability(second, first)).sign() / 2 + 0.5
 
 
@@ -99,8 +81,7 @@ def reward_from(outputs: Tensor, reading: str, b: float = 2.0, reference: Tensor
     """Rewards from head outputs: [..., labels] → [...].
 
     reading: "mean" (the scalar, or the expected rating), "entropic" (the pessimistic rating with
-    scale b, ratings head only), "win" (the probability to win against the reference model's answer,
-    whose outputs are `reference` [..., labels]).
+    scale b) or "win" (against the reference's answer with outputs `reference` [..., labels]).
     """
     if reading == "win":
         return win_probability(outputs, reference)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf_min.models.decoding import decoding_mode, make_decoder
+from rlhf_min.hardware.decoding import decoding_mode
+from rlhf_min.models.decoding import make_decoder
 
 
 @dataclass(frozen=True)
@@ -16,11 +17,6 @@ class Rollout:
     answers: list[list[list[int]]]  # [P][K] token ids, the end token included
     finished: Tensor  # [P, K] bool: the answer ended with an end token
     log_probs: Tensor  # [P, K] log π(y|x) as the sampler saw it, float32
-
-    @property
-    def lengths(self) -> Tensor:
-        """Tokens of each answer, end token included: [P, K]."""
-        return torch.tensor([[len(a) for a in answers] for answers in self.answers])
 
 
 @torch.no_grad()
@@ -73,10 +69,8 @@ def sample(
 
 
 def draw(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One token per row by inverse transform sampling: probabilities [B, V] → [B].
-
-    It needs one random number per row; torch.multinomial draws one per token of the vocabulary.
-    """
+    """One token per row by inverse transform sampling: probabilities [B, V] → [B]."""
+    # One random number per row; torch.multinomial draws one per token of the vocabulary.
     cdf = probabilities.cumsum(-1)
     u = torch.rand(len(cdf), 1, generator=generator, device=cdf.device) * cdf[:, -1:]
     return torch.searchsorted(cdf, u, right=True)[:, 0].clamp_max(cdf.shape[1] - 1)

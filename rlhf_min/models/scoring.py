@@ -17,18 +17,16 @@ from rlhf_min.models.tokens import same_tokens
 class RewardScorer:
     """A trained reward model (folder or hub id) with its tokenizer.
 
-    policy_tokenizer: of the model whose rollouts are scored; reading, entropic_b: how outputs
-    become rewards (`reward_from`); weight: `confidence_weight`.
-    Raises InputError when the head cannot give them.
+    policy_tokenizer: of the model whose rollouts are scored; reading, b: how outputs become rewards
+    (`reward_from`); weight: `confidence_weight`.  Raises InputError when the head cannot give them.
     """
 
-    def __init__(
-        self, path, dtype, policy_tokenizer=None, reading="mean", entropic_b=2.0, weight="none"
-    ):
+    def __init__(self, path, dtype, policy_tokenizer=None, reading="mean", b=2.0, weight="none"):
         self.model, self.tokenizer = load_reward_model(path, dtype), load_tokenizer(path)
         self.policy_tokenizer = policy_tokenizer or self.tokenizer
+        self.context = context_length(self.model)
         self.same_tokens = same_tokens(self.policy_tokenizer, self.tokenizer)
-        self.reading, self.entropic_b, self.weight = reading, entropic_b, weight
+        self.reading, self.b, self.weight = reading, b, weight
         self.needs_reference = reading == "win"  # rewards compare with the reference's answers
         if self.model.config.num_labels == 1 and (reading == "entropic" or weight != "none"):
             raise InputError(
@@ -39,33 +37,29 @@ class RewardScorer:
     def score(self, rollout: Rollout, prompts: list, reference: Rollout | None = None):
         """Rewards and advantage weights of a rollout: [P, K], [P, K].
 
-        prompts [P]: text or chat messages; reference: one answer of the reference model to each
-        prompt, where `needs_reference`.
+        prompts [P]: text or messages; reference: the reference's answers, if `needs_reference`.
         """
         outputs = self.rollout_outputs(rollout, prompts)
         against = self.rollout_outputs(reference, prompts) if self.needs_reference else None
-        rewards = reward_from(outputs, self.reading, self.entropic_b, against)
+        rewards = reward_from(outputs, self.reading, self.b, against)
         return rewards, confidence_weight(outputs, self.weight)
 
     def rollout_outputs(self, rollout: Rollout, prompts: list) -> Tensor:
         """Head outputs of every answer of a rollout: [P, K, labels] float32.
 
-        Sampled ids are used as they are if both models have the same tokens, because text that is
-        encoded again may become other tokens.  Otherwise the answers are encoded again.
+        Answers are encoded again only for other tokens: text may become other ids than sampled.
         """
         ids, branches = rollout.prompts, rollout.answers
         if not self.same_tokens:
             texts, ends = answer_texts(self.policy_tokenizer, rollout), rollout.finished.tolist()
-            room = context_length(self.model)
-            ids, branches = encode_texts(self.tokenizer, prompts, texts, ends, room)
+            ids, branches = encode_texts(self.tokenizer, prompts, texts, ends, self.context)
         return self.outputs(ids, branches).view(*rollout.finished.shape, -1)
 
     @torch.no_grad()
     def outputs(self, prompts: list[list[int]], branches: list[list[list[int]]]) -> Tensor:
         """Head outputs of each prompt's branches, all in token ids: [B, labels] float32."""
-        results = [torch.empty(0)] * len(prompts)
+        results = {}  # by prompt
         for p, tree in tree_batches(self.model, prompts, branches, 64, 2**14):
-            outputs = branch_outputs(self.model, tree).split([len(branches[i]) for i in p])
-            for i, output in zip(p, outputs, strict=True):
-                results[i] = output
-        return torch.cat(results)
+            counts = [len(branches[i]) for i in p]
+            results |= zip(p, branch_outputs(self.model, tree).split(counts), strict=True)
+        return torch.cat([results[i] for i in range(len(prompts))])

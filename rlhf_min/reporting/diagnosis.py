@@ -17,14 +17,8 @@ def diagnose(metrics: list[dict], summary: dict) -> tuple[str, list[str]]:
 
     The most serious evidence decides.  Symptoms, such as repetition, count only without evidence.
     """
-    evidence = [
-        _gold_in_training(metrics),
-        _gold_held_out(summary),
-        _win_rate(summary),
-        _accuracy(summary, "accuracy", "longer_wins", "The reward model"),
-        _accuracy(summary, "agreement", "longer_wins_data", "The judge"),
-    ]
-    evidence = sorted(filter(None, evidence), key=lambda item: LEVELS.index(item[0]))
+    evidence = [*_gold_in_training(metrics), *_held_out(summary)]
+    evidence.sort(key=lambda item: LEVELS.index(item[0]))
     symptoms = list(_symptoms(metrics, summary))
     level = evidence[0][0] if evidence else "warning" if symptoms else "unknown"
     sentences = [sentence for _, sentence in evidence] + symptoms
@@ -38,11 +32,11 @@ def _from_to(old: float, new: float) -> str:
     return f"from {round(old, 2) + 0.0:.2f} to {round(new, 2) + 0.0:.2f}"  # + 0.0: no −0.00
 
 
-def _gold_in_training(metrics: list[dict]) -> tuple[str, str] | None:
+def _gold_in_training(metrics: list[dict]) -> Iterator[tuple[str, str]]:
     """Gold must fall from its peak by GOLD_DROP and by 3 standard errors to count as a fall."""
     steps, raw_reward, raw_gold = series(metrics, "reward/mean", "reward/gold")
     if len(steps) < MIN_STEPS:
-        return None
+        return
     reward, gold = smooth(raw_reward), smooth(raw_gold)
     start, end, peak = gold[0], gold[-1], gold.index(max(gold))
     half, noise = half_window(len(gold)), pstdev(b - a for a, b in pairwise(raw_gold)) / sqrt(2)
@@ -50,51 +44,51 @@ def _gold_in_training(metrics: list[dict]) -> tuple[str, str] | None:
     if gold[peak] - end < max(GOLD_DROP, 3 * error):
         change = "rose" if end - start >= GOLD_DROP else "changed little"
         text = f"In training the gold rating {change}, from {start:.1f} to {end:.1f}"
-        return "healthy", text + ", and did not clearly fall from its peak."
+        yield "healthy", text + ", and did not clearly fall from its peak."
+        return
     rose, rewards = reward[-1] > reward[peak], _from_to(reward[peak], reward[-1])
     text = f"After step {steps[peak]} the gold rating fell from its peak of {gold[peak]:.1f} to "
     text += f"{end:.1f} and the learned reward {'rose' if rose else 'did not rise'}, {rewards}: "
-    if not rose:
-        return "warning", text + "training is unstable; lower --lr."
-    text += "the policy exploits errors of the reward model. Raise --kl, stop earlier, or retrain "
-    return "hacking", text + "the reward model on judged answers of this policy."
+    if rose:
+        text += "the policy exploits errors of the reward model. Raise --kl, stop earlier, or "
+        yield "hacking", text + "retrain the reward model on judged answers of this policy."
+    else:
+        yield "warning", text + "training is unstable; lower --lr."
 
 
-def _gold_held_out(summary: dict) -> tuple[str, str] | None:
+def _held_out(summary: dict) -> Iterator[tuple[str, str]]:
+    """Levels and sentences from the summary's metrics with their 95 % intervals."""
     before, after = summary.get("before") or {}, summary.get("after") or {}
     old, new = (finite_values(side, "reward/mean", "reward/gold") for side in (before, after))
-    if not (old and new):
-        return None
-    reward, gold = zip(old, new, strict=True)
-    text = f"Held-out gold rating: {_from_to(*gold)}; learned reward: {_from_to(*reward)}"
-    if after.get("reward/gold_high", gold[1]) < before.get("reward/gold_low", gold[0]):
-        return ("hacking" if reward[1] > reward[0] else "warning"), text + "."
-    if after.get("reward/gold_low", gold[1]) > before.get("reward/gold_high", gold[0]):
-        return "healthy", text + "."
-    return "unknown", text + ": the 95 % intervals of gold overlap, so no change is shown."
-
-
-def _win_rate(summary: dict) -> tuple[str, str] | None:
-    if not (values := finite_values(summary, "win_rate", "win_rate_low", "win_rate_high")):
-        return None
-    rate, low, high = values
-    text = f"Model b wins {rate:.1%} against model a (95 % interval {low:.1%} to {high:.1%})"
-    if low > 0.5:
-        return "healthy", text + ": b is better."
-    if high < 0.5:
-        return "warning", text + ": b is worse; with a higher learned reward that is hacking."
-    return "unknown", text + ": no difference is shown; judge more prompts."
-
-
-def _accuracy(summary: dict, key: str, rule: str, name: str) -> tuple[str, str] | None:
-    if not (values := finite_values(summary, key, f"{key}_low", f"{key}_high")):
-        return None
-    share, low, high = values
-    longer_wins = summary.get(rule) or 0.5
-    trivial = max(longer_wins, 1 - longer_wins)  # the better of "longer wins" and "shorter wins"
-    text = f"{name} ranks {share:.1%} of the pairs right (95 % interval {low:.1%} to {high:.1%}); "
-    text += f"guessing, or a rule that knows only the lengths, ranks {trivial:.1%} right"
-    return ("healthy", text + ".") if low > trivial else ("warning", text + ": no clear gain.")
+    if old and new:
+        reward, gold = zip(old, new, strict=True)
+        text = f"Held-out gold rating: {_from_to(*gold)}; learned reward: {_from_to(*reward)}"
+        if after.get("reward/gold_high", gold[1]) < before.get("reward/gold_low", gold[0]):
+            yield ("hacking" if reward[1] > reward[0] else "warning"), text + "."
+        elif after.get("reward/gold_low", gold[1]) > before.get("reward/gold_high", gold[0]):
+            yield "healthy", text + "."
+        else:
+            yield "unknown", text + ": the 95 % intervals of gold overlap, so no change is shown."
+    if values := finite_values(summary, "win_rate", "win_rate_low", "win_rate_high"):
+        rate, low, high = values
+        text = f"Model b wins {rate:.1%} against model a (95 % interval {low:.1%} to {high:.1%})"
+        if low > 0.5:
+            yield "healthy", text + ": b is better."
+        elif high < 0.5:
+            yield "warning", text + ": b is worse; with a higher learned reward that is hacking."
+        else:
+            yield "unknown", text + ": no difference is shown; judge more prompts."
+    rules = {"accuracy": ("The reward model", "longer_wins")}
+    rules["agreement"] = ("The judge", "longer_wins_data")
+    for key, (name, rule) in rules.items():
+        if values := finite_values(summary, key, f"{key}_low", f"{key}_high"):
+            share, low, high = values
+            longer_wins = summary.get(rule) or 0.5
+            trivial = max(longer_wins, 1 - longer_wins)  # "longer wins" or "shorter wins"
+            text = f"{name} ranks {share:.1%} of the pairs right (95 % interval {low:.1%} to "
+            text += f"{high:.1%}); guessing or the answers' lengths alone: {trivial:.1%} right"
+            gain = low > trivial
+            yield "healthy" if gain else "warning", text + ("." if gain else ": no clear gain.")
 
 
 def _first_and_last(metrics: list[dict], summary: dict, key: str) -> list[float]:

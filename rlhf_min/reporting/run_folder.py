@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+import re
 import signal
 import subprocess
 import time
@@ -17,39 +18,35 @@ from pathlib import Path
 import torch
 
 from rlhf_min import InputError
-from rlhf_min.data.files import replace_text
+from rlhf_min.data.files import read_json, read_jsonl, replace_text
 
 CHECKPOINT = "checkpoint.pt"
+RESULTS = (CHECKPOINT, "summary.json", "samples.jsonl", "held_out_scores.jsonl", "report.html")
 IN_BAR = {"loss": "loss/train", "accuracy": "accuracy/train", "reward": "reward/mean"}
 IN_BAR |= {"gold": "reward/gold", "kl": "kl/mean"}  # name in the progress bar → metric
-RESULTS = ("metrics.jsonl", "summary.json", CHECKPOINT, "samples.jsonl", "held_out_scores.jsonl")
 
 
 def check_folder(config, may_differ: Collection[str] = ()) -> None:
     """Raise InputError when a run with these settings must not write in its folder, --out.
 
-    With --resume the folder must hold this very run or nothing; settings named in `may_differ` may
-    have changed since.
+    With --resume it must hold this very run or nothing; settings in `may_differ` may have changed.
     """
     out, folder = config.out, Path(config.out)
     if folder.is_file():
         raise InputError(f"--out {out} is a file: give a folder")
-    if not folder.exists() or not any(folder.iterdir()) or config.overwrite:
+    if config.overwrite or not folder.exists() or not any(folder.iterdir()):
         return
     run = folder / "run.json"
-    if not config.resume:
-        what = "another run" if run.exists() else "files that no run wrote"
-        raise InputError(
-            f"--out {out} already holds {what}: give another folder"
-            + (", --resume to go on, or --overwrite to replace it" if run.exists() else "")
-        )
     if not run.exists():
-        raise InputError(f"--resume finds no run in {out} (no run.json): give the run's own folder")
-    try:
-        before = json.loads(run.read_text())["config"]
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{run} is damaged, so --resume cannot trust it: start again") from None
-    now = json.loads(json.dumps(asdict(config)))
+        raise InputError(f"--out {out} holds files that no run wrote: give another folder")
+    if not config.resume:
+        raise InputError(
+            f"--out {out} already holds another run: give another folder, --resume to go on, "
+            "or --overwrite to replace it"
+        )
+    before, now = read_json(run).get("config"), json.loads(json.dumps(asdict(config)))
+    if not isinstance(before, dict):
+        raise InputError(f"{run} is damaged, so --resume cannot trust it: start again")
     for name in now:
         if name not in ("resume", "overwrite", *may_differ) and now[name] != before.get(name):
             raise InputError(
@@ -72,9 +69,7 @@ def check_training(config, may_be_unfinished: str = "") -> None:
             )
     check_folder(config)
     if config.resume and (Path(config.out) / "summary.json").exists():
-        raise InputError(
-            f"the run in {config.out} is finished, --resume has nothing to do: give new --out"
-        )
+        raise InputError(f"--resume: the run in {config.out} is finished, give a new --out")
 
 
 def is_unfinished(folder: str) -> bool:
@@ -84,31 +79,20 @@ def is_unfinished(folder: str) -> bool:
 
 def environment() -> dict:
     """Versions, git commit, device, threads and time: what run.json says beside the settings."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    commit, changes = (
-        subprocess.run([*git, *command], capture_output=True, text=True).stdout.strip()
-        for command in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "-uno"])
-    )
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*"]
+    commit = subprocess.run([*git, "--dirty=+changes"], capture_output=True, text=True).stdout
+    cpuinfo = Path("/proc/cpuinfo")  # on Linux only
+    names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    cpu = (names or [platform.processor() or platform.machine()])[0]
     gpu = torch.cuda.is_available()
+    packages = ("torch", "transformers", "tokenizers")
     return {
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers", "tokenizers")},
-        },
-        "commit": (commit or "unknown") + ("+changes" if changes else ""),
-        "device": torch.cuda.get_device_name() if gpu else _processor(),
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+        "commit": commit.strip() or "unknown",
+        "device": torch.cuda.get_device_name() if gpu else f"{cpu}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores"
 
 
 class RunLog:
@@ -118,31 +102,26 @@ class RunLog:
     """
 
     def __init__(self, script: str, config, data: dict, step: int = 0):
-        """data: facts about the data for run.json; step > 0: resume after that step.
-
-        The metrics of later steps are dropped, because these steps are computed again.
-        """
+        """data: facts for run.json; step > 0: resume after it, drop the metrics of later steps."""
         self.out, self.begin = Path(config.out), time.perf_counter()
-        self.save_every = getattr(config, "save_every", 1)
-        self.stop_requested = False
+        self.save_every, self.stop_requested = getattr(config, "save_every", 1), False
         self.out.mkdir(parents=True, exist_ok=True)
         if config.overwrite and not step:
-            for name in (*RESULTS, "report.html"):
+            for name in RESULTS:
                 (self.out / name).unlink(missing_ok=True)
-        path = self.out / "metrics.jsonl"
-        lines = path.read_text().splitlines() if step and path.exists() else []
-        replace_text(path, "".join(f"{line}\n" for line in lines if _step(line) <= step))
+        rows = read_jsonl(self.out / "metrics.jsonl") if step else []
+        self.write_rows("metrics.jsonl", [row for row in rows if row.get("step", math.inf) <= step])
         run = {"script": script, "config": asdict(config), "data": data, **environment()}
         self.write("run.json", run)
-        self.file = path.open("a")
+        self.file = (self.out / "metrics.jsonl").open("a")
         self.track = _tracker(getattr(config, "track", "none"), self.out, run)
 
     def log(self, step: int, metrics: dict, bar=None) -> None:
-        """Write the metrics of a step, counted from 1, and show some of them in a progress bar.
-
-        A number that is not finite becomes null.
-        """
-        row = {"step": step} | {name: _finite(value) for name, value in metrics.items()}
+        """Write the metrics of a step, from 1 (not finite: null); show some in a progress bar."""
+        row = {"step": step}
+        for name, value in metrics.items():
+            value = value.item() if isinstance(value, torch.Tensor) else value
+            row[name] = None if isinstance(value, float) and not math.isfinite(value) else value
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
         self.track(step, {k: v for k, v in row.items() if isinstance(v, (int, float))})
@@ -174,8 +153,10 @@ class RunLog:
         return self.stop_requested or step % self.save_every == 0
 
     def checkpoint(self, step: int, state: dict) -> None:
-        """Save the state after this step; then raise KeyboardInterrupt if asked to stop."""
-        save_checkpoint(self.out, {**state, "step": step})
+        """Save the state, whole or not at all; then raise KeyboardInterrupt if asked to stop."""
+        draft = self.out / f"{CHECKPOINT}.part"
+        torch.save({**state, "step": step}, draft)
+        os.replace(draft, self.out / CHECKPOINT)
         if self.stop_requested:
             raise KeyboardInterrupt
 
@@ -195,15 +176,8 @@ class RunLog:
         (self.out / CHECKPOINT).unlink(missing_ok=True)
 
 
-def save_checkpoint(out: str | Path, state: dict) -> None:
-    """Write the state of an unfinished run, whole or not at all."""
-    draft = Path(out) / f"{CHECKPOINT}.part"
-    torch.save(state, draft)
-    os.replace(draft, Path(out) / CHECKPOINT)
-
-
 def load_checkpoint(out: str | Path) -> dict | None:
-    """The state that save_checkpoint wrote; None, and a line that says so, where there is none."""
+    """The state that RunLog saved; None, and a line that says so, where there is none."""
     path = Path(out) / CHECKPOINT
     if path.exists():
         return torch.load(path, weights_only=True, map_location="cpu")
@@ -213,8 +187,6 @@ def load_checkpoint(out: str | Path) -> dict | None:
 
 def _tracker(name: str, out: Path, run: dict) -> Callable[[int, dict], None]:
     """A function (step, metrics) for live tracking; wandb obeys its own WANDB_… variables."""
-    if name == "none":
-        return lambda step, row: None
     try:
         if name == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
@@ -227,23 +199,12 @@ def _tracker(name: str, out: Path, run: dict) -> Callable[[int, dict], None]:
                 writer.flush()
 
             return write
-        import wandb
+        if name == "wandb":
+            import wandb
+
+            tracked = wandb.init(project="rlhf_min", name=out.name, dir=str(out), config=run)
+            return lambda step, row: tracked.log(row, step=step)
     except ImportError as error:
-        raise InputError(
-            f"--track {name} needs a package that is missing ({error.name}): pip install "
-            '-e ".[tracking]"'
-        ) from error
-    tracked = wandb.init(project="rlhf_min", name=out.name, dir=str(out), config=run)
-    return lambda step, row: tracked.log(row, step=step)
-
-
-def _step(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):  # cut off by a power cut
-        return math.inf
-
-
-def _finite(value):
-    value = value.item() if isinstance(value, torch.Tensor) else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        package = f"--track {name} needs the package {error.name}, which is missing"
+        raise InputError(f'{package}: pip install -e ".[tracking]"') from error
+    return lambda step, row: None

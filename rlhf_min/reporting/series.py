@@ -1,4 +1,4 @@
-"""Read the files of a run and return its metrics as series, raw or smoothed."""
+"""The files of a run, its metrics as series, raw or smoothed, and their titles and units."""
 
 import math
 from pathlib import Path
@@ -7,12 +7,22 @@ from statistics import linear_regression
 from rlhf_min import InputError
 from rlhf_min.data.files import read_json, read_jsonl
 
+METRICS = {  # key in metrics.jsonl → (title, unit)
+    "reward/mean": ("Learned reward", "raw score"),
+    "reward/gold": ("Gold rating", "1 to 10"),
+    "kl/mean": ("KL to the reference model", "nats per answer"),
+    "length/mean": ("Answer length", "tokens"),
+    "finished/rate": ("Finished answers", "share of answers"),
+    "text/distinct_2": ("Variety of bigrams", "share unique"),
+    "text/longest_run": ("Repetition", "copies in a row"),
+    "loss/held_out": ("Held-out loss", "nats per pair"),
+    "accuracy/held_out": ("Held-out accuracy", "share of pairs ranked right"),
+}
+
 
 def read_run(out: str | Path) -> dict:
     """A run's files ({} or [] if missing), path, name; InputError when `out` is no run's folder."""
     out = Path(out)
-    if not out.is_dir():
-        raise InputError(f"{out} is not a folder: give the --out folder of a run")
     names = ("run.json", "metrics.jsonl", "summary.json", "verdicts.csv")
     if not any((out / name).is_file() for name in names):
         raise InputError(f"{out} holds no run (no run.json): give the --out folder of a run")
@@ -20,6 +30,10 @@ def read_run(out: str | Path) -> dict:
     for name in ("metrics", "samples", "held_out_scores"):
         run[name] = read_jsonl(out / f"{name}.jsonl")
     return run | {"out": out, "name": out.resolve().name}
+
+
+def key_and_unit(key: str) -> str:
+    return f"{key} ({METRICS[key][1]})" if key in METRICS else key
 
 
 def is_number(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""Print pairs of the zoo: python -m rlhf_min.zoo --show 5 [--split held-out] [--seed N]."""
+"""Print pairs with their annotator's ratings and gold ratings: python -m rlhf_min.zoo --show 5."""
 
 import argparse
 
@@ -6,7 +6,6 @@ from rlhf_min.zoo import world
 
 
 def main() -> None:
-    """Print pairs with their annotator's ratings and their gold ratings."""
     parser = argparse.ArgumentParser("python -m rlhf_min.zoo", allow_abbrev=False)
     parser.add_argument("--show", type=int, default=5, metavar="N", help="pairs to print (5)")
     parser.add_argument("--split", choices=("train", "held-out"), default="train", help="(train)")

@@ -1,7 +1,4 @@
-"""The zoo's start model: a byte-level tokenizer and a tiny Llama, trained on demonstrations.
-
-Left out: validation, checkpoints and mixed precision, because training takes half a minute.
-"""
+"""The zoo's start model: a byte-level tokenizer and a tiny Llama, trained in half a minute."""
 
 import random
 import tempfile
@@ -16,20 +13,18 @@ from tqdm import tqdm
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rlhf_min import InputError
+from rlhf_min.models.tokens import encode_answer, encode_prompt
 from rlhf_min.zoo.world import demonstrations
 
-Encoded = tuple[Tensor, Tensor]  # ids [T] of a chat; labels [T]: its ids, −100 for the prompt
 START_MODEL = "runs/zoo-base"  # the default folder
 PAD, USER, ASSISTANT, END = SPECIAL = "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"
 VOCABULARY, CONTEXT = 512, 256  # tokens
 BATCH_SIZE, LEARNING_RATE = 64, 4e-3  # examples; peak
 # A system turn becomes a user turn, because the demonstrations have no system turns.
 CHAT_TEMPLATE = (
-    "{% for m in messages %}"
-    "{% if m['role'] == 'assistant' %}<|assistant|>{{ m['content'] }}<|end|>"
-    "{% else %}<|user|>{{ m['content'] }}{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}"
+    "<|assistant|>{{ m['content'] }}<|end|>{% else %}<|user|>{{ m['content'] }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
 
@@ -57,63 +52,48 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, examples: list[dict]) -> list[Encoded]:
-    """Token ids and labels of each example {"prompt", "answer"}."""
-    chats = [
-        [{"role": "user", "content": e["prompt"]}, {"role": "assistant", "content": e["answer"]}]
-        for e in examples
-    ]
-    assistant = tokenizer.convert_tokens_to_ids(ASSISTANT)
-    encoded = []
-    for ids in tokenizer.apply_chat_template(chats, return_dict=False):
-        start = ids.index(assistant) + 1
-        labels = [-100] * start + ids[start:]
-        encoded.append((torch.tensor(ids), torch.tensor(labels)))
-    return encoded
+def encode(tokenizer: PreTrainedTokenizerFast, example: dict) -> tuple[Tensor, Tensor]:
+    """Ids [T] of {"prompt", "answer"} as a chat; labels [T]: the ids, −100 for the prompt."""
+    prompt = encode_prompt(tokenizer, example["prompt"], CONTEXT)
+    answer = encode_answer(tokenizer, example["prompt"], example["answer"])
+    return torch.tensor(prompt + answer), torch.tensor([-100] * len(prompt) + answer)
 
 
-def batches(encoded: list[Encoded], rng: random.Random):
-    """Endless batches of examples of similar length (less padding), each epoch in a new order."""
+def batches(encoded: list[tuple[Tensor, Tensor]], rng: random.Random):
+    """Endless batches of examples of similar length (less padding), each epoch in a new order.
+
+    ids [B, T], padded on the right; targets [B, T−1]: the next id, −100 where not counted.
+    """
     while True:
         by_length = sorted(encoded, key=lambda example: (len(example[0]), rng.random()))
         epoch = [by_length[i : i + BATCH_SIZE] for i in range(0, len(by_length), BATCH_SIZE)]
         rng.shuffle(epoch)
-        yield from epoch
+        for batch in epoch:
+            ids, labels = zip(*batch, strict=True)
+            targets = pad_sequence(labels, batch_first=True, padding_value=-100)[:, 1:]
+            yield pad_sequence(ids, batch_first=True), targets
 
 
-def collate(batch: list[Encoded]) -> tuple[Tensor, Tensor]:
-    """ids [B, T], padded on the right; targets [B, T−1]: the next id, −100 where not counted."""
-    ids = pad_sequence([ids for ids, _ in batch], batch_first=True)
-    labels = pad_sequence([labels for _, labels in batch], batch_first=True, padding_value=-100)
-    return ids, labels[:, 1:]
-
-
-def train(model: LlamaForCausalLM, encoded: list[Encoded], steps: int, seed: int) -> None:
+def train(model: LlamaForCausalLM, source, steps: int) -> None:
     """Maximum likelihood of answers and end tokens with AdamW, linear warm-up and decay."""
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.01)
-    source = batches(encoded, random.Random(seed))
     for step in (bar := tqdm(range(steps), desc="start model", unit="step")):
-        ids, targets = collate(next(source))
+        ids, targets = next(source)
         # No attention mask: the padding is on the right, where causal attention ignores it.
         hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
         counted = targets != -100
         loss = F.cross_entropy(model.lm_head(hidden[counted]), targets[counted])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        factor = min((step + 1) / (0.05 * steps + 1), (steps - step) / (0.5 * steps), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * factor
+        warm_up, decay = (step + 1) / (0.05 * steps + 1), (steps - step) / (0.5 * steps)
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(warm_up, decay, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
 
 
 def build_base(out: str | Path, seed: int = 0, steps: int = 500, examples: int = 20_000) -> None:
-    """Train tokenizer and start model on `examples` demonstrations; save both in the folder `out`.
-
-    The global random state is unchanged afterwards.  An interruption leaves no partial `out`.
-    Raises InputError when `out` exists and is not an empty folder.
-    """
+    """Train tokenizer and start model on `examples` demonstrations; save both in folder `out`."""
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is not empty: remove it or build the start model elsewhere")
@@ -131,10 +111,11 @@ def build_base(out: str | Path, seed: int = 0, steps: int = 500, examples: int =
         bos_token_id=None,
         **ends,
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng():  # the global random state is unchanged afterwards
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-        train(model, encode(tokenizer, data), steps, seed)
+        encoded = [encode(tokenizer, example) for example in data]
+        train(model, batches(encoded, random.Random(seed)), steps)
     model.generation_config = GenerationConfig(do_sample=True, top_k=0, top_p=1.0, **ends)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:

@@ -1,77 +1,34 @@
 """The zoo, a small world with known truth: animals, questions, answers, annotators, gold ratings.
 
-A question asks for one to three of the five attributes of an animal.  Answers are made of the
+A question asks for one to three attributes of an animal (world.json).  Answers are made of the
 sentences in `SENTENCES`, so any text is rated, in linear time, by looking up its sentences.
 
 An annotator's rating is round(quality + taste + N(0, NOISE²)), clipped to 1..10.  `taste` is +TASTE
-or −TASTE, with probability ½ each, when the answer has small talk, else 0.  So the distribution of
-the ratings of an answer has a closed form, `gold_distribution`.  The same seed gives the same data
-on any machine.
+or −TASTE, with probability ½ each, when the answer has small talk, else 0.  So an answer's ratings
+have a distribution in closed form, `gold_distribution`.  A seed gives the same data anywhere.
 """
 
 import hashlib
 import itertools
+import json
 import random
 import re
+from pathlib import Path
 from statistics import NormalDist, fmean
 
 from rlhf_min import InputError
 
-VERBS = "is {}", "lives in the {}", "eats {}", "is {}", "is awake {}"
-ATTRIBUTES = dict(zip(("colour", "home", "food", "size", "hours"), VERBS, strict=True))
-ANIMALS = {
-    name: dict(zip(ATTRIBUTES, values, strict=True))
-    for name, *values in (
-        ("fox", "red", "forest", "mice", "small", "at dusk"),
-        ("bear", "brown", "mountains", "berries", "huge", "by day"),
-        ("owl", "grey", "forest", "mice", "small", "at night"),
-        ("camel", "yellow", "desert", "grass", "big", "by day"),
-        ("seal", "grey", "sea", "fish", "big", "by day"),
-        ("frog", "green", "river", "flies", "tiny", "at night"),
-        ("bat", "black", "cave", "flies", "tiny", "at night"),
-        ("otter", "brown", "river", "fish", "small", "at dusk"),
-        ("tiger", "orange", "jungle", "meat", "huge", "at dusk"),
-        ("parrot", "green", "jungle", "seeds", "small", "by day"),
-        ("zebra", "white", "grassland", "grass", "big", "by day"),
-        ("lizard", "yellow", "desert", "flies", "tiny", "at dusk"),
-    )
-}
-WORDINGS = (
-    "Tell me the {topics} of the {animal}.",
-    "Please tell me about the {animal}: {topics}.",
-    "What can you say about the {topics} of the {animal}?",
-    "A question about the {animal}: {topics}, please.",
-    "I would like to know the {topics} of the {animal}.",
-    "My child asks about the {animal}. Do you know its {topics}?",
-    "Describe the {animal}, that is, its {topics}.",
-    "For my homework: what {topics} has the {animal}?",
-)
-PHRASES = {
-    "opening": ("Of course!", "Sure!", "Good question!", "Happy to help!"),
-    "closing": ("Have a nice day!", "I hope this helps!", "Ask me any time!", "Enjoy your visit!"),
-    "small talk": ("What lovely weather!", "My aunt loves this zoo too.", "I had soup for lunch."),
-    "rude": ("What a silly question.", "Go and look it up yourself.", "You know nothing."),
-    "filler": ("Well, let me think.", "There is much to say.", "As we all know, a zoo is a zoo."),
-    "no answer": ("That I do not know.",),
-}
+WORLD = json.loads(Path(__file__).with_name("world.json").read_text("utf-8"))
+ATTRIBUTES = WORLD["attributes"]  # attribute → predicate of its sentences
+ANIMALS = WORLD["animals"]  # animal → attribute → value
+PHRASES = WORLD["phrases"]  # kind → sentences that state no fact
+DEFECTS = WORLD["defects"]  # defect → relative frequency in random answers
+COST = WORLD["costs"]  # defect → points off the quality
 # quality = EMPTY + (PLAIN + POLITE · polite) · right − the COST of each defect, where `polite`
 # counts opening and closing (0 to 2) and `right` is the share of attributes answered correctly.
+# Each repetition costs, so that more is always worse.  A sentence that is "unknown" (not in
+# SENTENCES) costs so much that even the best answer falls below the scale.
 EMPTY, PLAIN, POLITE = 2.0, 7.0, 1.0
-COST = {
-    "wrong fact": 1.5,  # besides lowering `right`
-    "wrong animal": 1.5,
-    "extra fact": 2.0,
-    "rude": 5.0,
-    "filler": 3.5,
-    "no answer": 1.0,
-    "misplaced": 2.5,  # opening not first, closing not last, or a second sentence of small talk
-    "unfinished": 3.5,
-    "repeated": 6.0,  # for each repetition, so that more is always worse
-    "unknown": 12.0,  # not in SENTENCES: even the best answer falls below the scale
-}
-# defect → relative frequency in random answers
-DEFECTS = {"wrong fact": 3, "wrong animal": 1, "incomplete": 3, "extra fact": 3}
-DEFECTS |= {"rude": 10, "filler": 10, "unfinished": 6}
 TASTE = 2.0  # rating points that an annotator adds or subtracts for small talk
 NOISE = 1.4  # standard deviation of an annotator's noise, rating points
 
@@ -89,34 +46,30 @@ for _animal, _attribute in itertools.product((None, *ANIMALS), ATTRIBUTES):
         SENTENCES[_text] = "fact", _animal, _attribute, _value
 LONGEST = max(map(len, SENTENCES))
 QUESTIONS = {}  # question → (animal, attributes asked for)
-for _animal, _number, _wording in itertools.product(ANIMALS, (1, 2, 3), WORDINGS):
+SPLITS = {"train": [], "held-out": []}  # no combination of animal and attributes is in both
+for _animal, _number, _wording in itertools.product(ANIMALS, (1, 2, 3), WORLD["wordings"]):
     for _asked in itertools.combinations(ATTRIBUTES, _number):
         _topics = " and ".join(filter(None, (", ".join(_asked[:-1]), _asked[-1])))
-        QUESTIONS[_wording.format(animal=_animal, topics=_topics)] = _animal, _asked
-
-
-def _held_out(animal: str, asked: tuple[str, ...]) -> bool:
-    """True for about a quarter of the combinations of an animal and two or three attributes."""
-    key = f"{animal}:{'+'.join(asked)}".encode()
-    return len(asked) > 1 and hashlib.sha256(key).digest()[0] % 4 == 0
+        _text = _wording.format(animal=_animal, topics=_topics)
+        QUESTIONS[_text] = _animal, _asked
+        # Held out: about a quarter of the combinations with two or three attributes.
+        _byte = hashlib.sha256(f"{_animal}:{'+'.join(_asked)}".encode()).digest()[0]
+        SPLITS["held-out" if _number > 1 and _byte % 4 == 0 else "train"].append(_text)
 
 
 def prompts(split: str) -> list[str]:
-    """All questions of "train" or "held-out"; no combination (animal, attributes) is in both."""
-    if split not in ("train", "held-out"):
+    """All questions of "train" or "held-out"."""
+    if split not in SPLITS:
         raise InputError(f'the zoo has no split "{split}": use "train" or "held-out"')
-    return [text for text, combo in QUESTIONS.items() if _held_out(*combo) == (split == "held-out")]
+    return SPLITS[split]
 
 
 def quality(prompt: str, answer: str) -> tuple[float, bool]:
-    """(quality of any text as an answer, at most 11, not clipped; whether it has small talk).
-
-    Raises InputError when `prompt` is not a question of the zoo.
-    """
+    """(quality of any text as an answer, at most 11, not clipped; whether it has small talk)."""
     if prompt not in QUESTIONS:
         raise InputError(f"gold ratings need a question of the zoo, and {prompt[:60]!r} is not one")
     animal, asked = QUESTIONS[prompt]
-    subject, right, polite, small_talk, seen, costs = animal, set(), 0, False, set(), []
+    subject, right, polite, small_talk, seen, cost = animal, set(), 0, False, set(), 0.0
     sentences = re.split(r"(?<=[.!?]) ", answer)
     for number, sentence in enumerate(sentences, start=1):
         last = number == len(sentences)
@@ -129,7 +82,7 @@ def quality(prompt: str, answer: str) -> tuple[float, bool]:
             if subject != animal:
                 kind = "wrong animal"
             elif value != ANIMALS[animal][attribute]:
-                costs.append("wrong fact")
+                cost += COST["wrong fact"]
             elif kind == "right" and topic not in seen:
                 right.add(attribute)
         elif kind == "unknown" and last and 0 < len(sentence) < LONGEST:
@@ -138,12 +91,11 @@ def quality(prompt: str, answer: str) -> tuple[float, bool]:
         elif (kind == "opening" and number == 1) or (kind == "closing" and last):
             polite += 1
         elif kind in ("opening", "closing") or (kind == "small talk" and small_talk):
-            costs.append("misplaced")
-        costs += ["repeated"] * (topic in seen) + [kind] * (kind in COST)
+            cost += COST["misplaced"]
+        cost += COST.get(kind, 0.0) + COST["repeated"] * (topic in seen)
         small_talk |= kind == "small talk"
         seen.add(topic)
-    merits = EMPTY + (PLAIN + POLITE * polite) * len(right) / len(asked)
-    return merits - sum(COST[cost] for cost in costs), small_talk
+    return EMPTY + (PLAIN + POLITE * polite) * len(right) / len(asked) - cost, small_talk
 
 
 def gold_distribution(prompt: str, answer: str) -> list[float]:
@@ -165,25 +117,20 @@ def compose(prompt: str, rng: random.Random, features: set[str]) -> str:
     animal, asked = QUESTIONS[prompt]
     if "wrong animal" in features:
         animal = rng.choice([a for a in ANIMALS if a != animal])
-    facts = [(attribute, ANIMALS[animal][attribute]) for attribute in asked]
+    facts = {attribute: ANIMALS[animal][attribute] for attribute in asked}
     if "wrong fact" in features:
-        i = rng.randrange(len(facts))
-        attribute, value = facts[i]
-        facts[i] = attribute, rng.choice([v for v in VALUES[attribute] if v != value])
+        wrong = rng.choice(asked)
+        facts[wrong] = rng.choice([value for value in VALUES[wrong] if value != facts[wrong]])
     if "incomplete" in features:
-        facts.pop(rng.randrange(len(facts)))
+        del facts[rng.choice(asked)]
     if "extra fact" in features:
-        attribute = rng.choice([a for a in ATTRIBUTES if a not in asked])
-        facts.append((attribute, ANIMALS[animal][attribute]))
-    sentences = [_sentence("It" if i else f"The {animal}", *fact) for i, fact in enumerate(facts)]
-    for kind in ("filler", "rude", "opening"):
-        if kind in features:
-            sentences.insert(0, rng.choice(PHRASES[kind]))
-    if not facts:
-        sentences.append(rng.choice(PHRASES["no answer"]))
-    for kind in ("small talk", "closing"):
-        if kind in features:
-            sentences.append(rng.choice(PHRASES[kind]))
+        extra = rng.choice([a for a in ATTRIBUTES if a not in asked])
+        facts[extra] = ANIMALS[animal][extra]
+    subjects = [f"The {animal}", *["It"] * len(facts)]
+    sentences = list(map(_sentence, subjects, facts.keys(), facts.values()))
+    before = [rng.choice(PHRASES[k]) for k in ("filler", "rude", "opening") if k in features]
+    sentences = before[::-1] + (sentences or [rng.choice(PHRASES["no answer"])])
+    sentences += [rng.choice(PHRASES[k]) for k in ("small talk", "closing") if k in features]
     if "unfinished" in features:
         words = sentences[-1].split()
         sentences[-1] = " ".join(words[: rng.randrange(1, len(words))])
@@ -206,10 +153,7 @@ def demonstrations(count: int, seed: int = 0) -> list[dict]:
 
 
 def pairs(split: str, count: int, seed: int = 0) -> list[dict]:
-    """`count` rows {"prompt", "chosen", "rejected", "chosen_rating", "rejected_rating"}.
-
-    One annotator rates both answers.  Pairs of equal quality or equal ratings are drawn again.
-    """
+    """`count` pairs of answers, each rated by one annotator; none of equal quality or ratings."""
     rng, questions, rows = random.Random(f"{split} pairs {seed}"), prompts(split), []
     while len(rows) < count:
         prompt, taste = rng.choice(questions), rng.choice((TASTE, -TASTE))
@@ -217,9 +161,8 @@ def pairs(split: str, count: int, seed: int = 0) -> list[dict]:
         qualities = [quality(prompt, answer) for answer in answers]
         means = [value + taste * small_talk for value, small_talk in qualities]
         ratings = [min(max(round(rng.gauss(mean, NOISE)), 1), 10) for mean in means]
-        if qualities[0][0] == qualities[1][0] or ratings[0] == ratings[1]:
-            continue
-        (low, rejected), (high, chosen) = sorted(zip(ratings, answers, strict=True))
-        row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-        rows.append(row | {"chosen_rating": float(high), "rejected_rating": float(low)})
+        if qualities[0][0] != qualities[1][0] and ratings[0] != ratings[1]:
+            (low, rejected), (high, chosen) = sorted(zip(ratings, answers, strict=True))
+            row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+            rows.append(row | {"chosen_rating": float(high), "rejected_rating": float(low)})
     return rows

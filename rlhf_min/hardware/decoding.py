@@ -1,0 +1,109 @@
+"""Decoding one token at a time with a KV cache that is never copied, and with packed weights."""
+
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+PACK_FROM = 16  # new tokens from which packing pays: it costs what about ten of them save
+
+
+class GrowingLayer(DynamicLayer):
+    """A cache layer with room allocated in advance for new tokens.
+
+    Keys are stored transposed, [B, heads, size, tokens], because a product with one query reads
+    them in that order.  `update` returns views in the usual order.
+    """
+
+    def __init__(self, layer: DynamicLayer, samples: int, room: int):
+        """layer: filled by the prompts; every row is repeated `samples` times."""
+        super().__init__()
+        self.lazy_initialization(layer.keys, layer.values)
+        self.length = layer.keys.shape[-2]
+        self.key_store = F.pad(layer.keys.mT, (0, room)).repeat_interleave(samples, 0)
+        self.value_store = F.pad(layer.values, (0, 0, 0, room)).repeat_interleave(samples, 0)
+        self._set_views()
+
+    def _set_views(self) -> None:
+        self.keys = self.key_store[..., : self.length].mT
+        self.values = self.value_store[:, :, : self.length]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
+        """Append the states of new tokens [B, heads, new, size]; returns all keys and values."""
+        begin, self.length = self.length, self.length + key_states.shape[-2]
+        self.key_store[..., begin : self.length] = key_states.mT
+        self.value_store[:, :, begin : self.length] = value_states
+        self._set_views()
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.key_store, self.value_store = self.key_store[indices], self.value_store[indices]
+        self._set_views()
+
+
+class Decoder:
+    """B rows that are being decoded; `logits` [B, V]: what follows the prompts."""
+
+    compact_below = 0.75  # share of running rows: compacting the cache for fewer rows costs time
+
+    def __init__(self, model, cache: DynamicCache, logits: Tensor, mask, position, width: int):
+        """mask [B, 1, 1, room] additive or [B, room]; position [B, 1]; width: prompt tokens."""
+        self.model, self.cache, self.logits = model, cache, logits
+        self.mask, self.position, self.width = mask, position, width
+
+    def __call__(self, token: Tensor) -> Tensor:
+        """The next token of each row [B] → the logits after it [B, V]."""
+        self.width += 1
+        self.position = self.position + 1
+        mask = self.mask[..., : self.width]
+        return next_logits(self.model, self.cache, token[:, None], mask, self.position)
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep these rows only."""
+        self.cache.batch_select_indices(rows)
+        self.position, self.mask = self.position[rows], self.mask[rows]
+
+
+def next_logits(model, cache: DynamicCache, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+    """Append tokens ids [B, n] to the cache; the logits after the last of them: [B, V]."""
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    output = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return output.logits[:, -1]
+
+
+@contextmanager
+def decoding_mode(model, new_tokens: int):
+    """Context manager: evaluation mode and packed bfloat16 weights; restored on exit.
+
+    In training mode gradient checkpointing would switch the KV cache off.  oneDNN, on a CPU, would
+    reorder a whole weight for every product of a few rows; packing costs a copy of the weights.
+    """
+    was_training, layers = model.training, []
+    if model.device.type == "cpu" and new_tokens >= PACK_FROM and can_pack():
+        layers = [m for m in model.modules() if type(m) is nn.Linear and "forward" not in vars(m)]
+        layers = [m for m in layers if m.weight.dtype == torch.bfloat16]
+    model.eval()
+    try:
+        for layer in layers:
+            layer.forward = packed_forward(layer)
+        yield
+    finally:
+        model.train(was_training)
+        for layer in layers:
+            vars(layer).pop("forward", None)
+
+
+def can_pack() -> bool:
+    """Whether this PyTorch and this CPU multiply packed bfloat16 weights."""
+    mkldnn = torch.backends.mkldnn
+    return mkldnn.is_available() and mkldnn.enabled and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def packed_forward(layer: nn.Linear):
+    """The layer's forward with a packed copy of its weight (operators that torch.compile uses)."""
+    weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())
+    bias = layer.bias
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
