@@ -189,10 +189,8 @@ def train(config: Config, policy, reference, scorer, prompts, sampling, evaluate
 def main(config: Config) -> dict:
     """Train, evaluate before and after, save; returns the summary."""
     check(config)
-    prompts, held_out, _ = hold_out(
-        read_prompts(config.data), read_prompts, config.data, config.eval_data,
-        0.1, config.eval_prompts, config.seed,
-    )  # fmt: skip
+    prompts = read_prompts(config.data)
+    prompts, held_out, _ = hold_out(prompts, read_prompts, config, 0.1, config.eval_prompts)
     check_batch_size(config.batch_size, config.samples, len(prompts))
     build_missing(config)
     dtype, tokenizer = choose_dtype(config.dtype), loading.load_tokenizer(config.model)

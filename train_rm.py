@@ -22,7 +22,6 @@ from tqdm import tqdm
 from rlhf_min import InputError
 from rlhf_min.command_line import check_ranges, flag_of, option, run
 from rlhf_min.data import preferences
-from rlhf_min.data.encoding import encode_pairs
 from rlhf_min.data.order import batch_indices
 from rlhf_min.hardware.device import Clock, choose_dtype
 from rlhf_min.hardware.optimiser import MasterAdamW, warm_up_and_down
@@ -109,8 +108,8 @@ def read_pairs(config: Config) -> tuple[list, list, dict]:
         pairs += read
         dropped.update(counts)
     train, held_out, counts = preferences.hold_out(
-        pairs, lambda specs: preferences.read_pairs(specs, scale)[0], config.data, config.eval_data,
-        config.eval_fraction, config.eval_limit, config.seed,
+        pairs, lambda specs: preferences.read_pairs(specs, scale)[0], config,
+        config.eval_fraction, config.eval_limit,
     )  # fmt: skip
     dropped.update(counts)
     needs_ratings = config.margin or config.soft_labels or config.earth_mover
@@ -197,8 +196,10 @@ def main(config: Config) -> dict:
     if config.gradient_checkpointing:
         loading.checkpoint_activations(model)
     max_length = min(config.max_length, context_length(model))
-    pairs, too_long = encode_pairs(tokenizer, pairs, max_length, "--data")
-    held_out, dropped_held_out = encode_pairs(tokenizer, held_out, max_length, "held-out data")
+    pairs, too_long = preferences.encode_pairs(tokenizer, pairs, max_length, "--data")
+    held_out, dropped_held_out = preferences.encode_pairs(
+        tokenizer, held_out, max_length, "held-out data"
+    )
     dropped = {**dropped, **too_long}
     for reason, count in dropped.items():
         if count:

@@ -8,8 +8,7 @@ import random
 
 import timing
 
-from rlhf_min.data.encoding import EncodedPair, encode_pairs
-from rlhf_min.data.preferences import read_pairs
+from rlhf_min.data.preferences import EncodedPair, encode_pairs, read_pairs
 from rlhf_min.hardware.device import choose_dtype
 from rlhf_min.hardware.optimiser import MasterAdamW
 from rlhf_min.maths.preference_losses import bradley_terry

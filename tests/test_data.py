@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -641,6 +642,10 @@ def test_a_split_that_cannot_be_made():
 # Held-out data
 
 
+def settings(data, eval_data, seed=0):
+    return SimpleNamespace(data=data, eval_data=eval_data, seed=seed)
+
+
 def no_read(specs):
     raise AssertionError(f"{specs} should not be read")
 
@@ -648,9 +653,9 @@ def no_read(specs):
 def test_hold_out_splits_by_prompt_when_no_held_out_data_exist():
     items = random_pairs(random.Random(1), 100, 30)
     train, held_out = split_by_prompt(items, 0.3, 20, 7)
-    assert hold_out(items, no_read, ["d.jsonl"], [], 0.3, 20, 7) == (train, held_out, {})
+    assert hold_out(items, no_read, settings(["d.jsonl"], [], 7), 0.3, 20) == (train, held_out, {})
     with pytest.raises(InputError, match=r"same prompt.*--eval-data"):
-        hold_out(["p", "p"], no_read, ["d.jsonl"], [], 0.3, 20, 7)
+        hold_out(["p", "p"], no_read, settings(["d.jsonl"], []), 0.3, 20)
 
 
 def test_hold_out_reads_held_out_data_and_drops_their_prompts_from_the_training_data():
@@ -665,21 +670,23 @@ def test_hold_out_reads_held_out_data_and_drops_their_prompts_from_the_training_
         return list(other)
 
     dropped = {"prompt is held out": 2}
-    assert hold_out(items, read, ["d.jsonl"], ["e"], 9, 2, 0) == (items[1:3], other[:2], dropped)
+    found = hold_out(items, read, settings(["d.jsonl"], ["e"]), 9, 2)
+    assert found == (items[1:3], other[:2], dropped)
     dropped = {"prompt is held out": 3}
-    assert hold_out(items, read, ["d", "zoo"], [], 9, 10, 0) == (items[2:3], other, dropped)
-    assert hold_out(items, read, ["zoo"], ["e", "f"], 9, 10, 0)[0] == items[2:3]
+    found = hold_out(items, read, settings(["d", "zoo"], []), 9, 10)
+    assert found == (items[2:3], other, dropped)
+    assert hold_out(items, read, settings(["zoo"], ["e", "f"]), 9, 10)[0] == items[2:3]
     assert eval_data == [["e"], ["zoo:held-out"], ["e", "f"]]
-    prompts = ["a", [user("q")], "c"]
-    train, held_out, counts = hold_out(prompts, lambda specs: ["q"], ["d"], ["e"], 9, 5, 0)
+    prompts, config = ["a", [user("q")], "c"], settings(["d"], ["e"])
+    train, held_out, counts = hold_out(prompts, lambda specs: ["q"], config, 9, 5)
     assert (train, held_out, counts) == (["a", "c"], ["q"], {"prompt is held out": 1})
-    train, held_out, counts = hold_out(prompts, lambda specs: ["r"], ["d"], ["e"], 9, 5, 0)
+    train, held_out, counts = hold_out(prompts, lambda specs: ["r"], config, 9, 5)
     assert (train, held_out, counts) == (prompts, ["r"], {"prompt is held out": 0})
 
 
 def test_hold_out_of_every_prompt_is_an_error():
     with pytest.raises(InputError, match=r"every prompt is held out.*--eval-data"):
-        hold_out(["a", "b"], lambda specs: ["b", "c", "a"], ["d"], ["e"], 0.1, 5, 0)
+        hold_out(["a", "b"], lambda specs: ["b", "c", "a"], settings(["d"], ["e"]), 0.1, 5)
 
 
 # Fingerprint

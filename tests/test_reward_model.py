@@ -11,8 +11,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf_min import InputError
-from rlhf_min.data.encoding import encode_pairs
-from rlhf_min.data.preferences import Pair
+from rlhf_min.data.preferences import Pair, encode_pairs
 from rlhf_min.maths.ratings import confidence_weight
 from rlhf_min.models.answers import encode_texts
 from rlhf_min.models.batches import choose_layout

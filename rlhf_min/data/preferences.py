@@ -1,4 +1,4 @@
-"""Preference pairs and prompts of SPECs (sources.py), and which of them are held out.
+"""Preference pairs and prompts of SPECs (sources.py), held out or not; pairs as token ids.
 
 A row has `prompt`, `chosen` and `rejected`, each text or chat messages; ratings are optional.
 """
@@ -6,11 +6,13 @@ A row has `prompt`, `chosen` and `rejected`, each text or chat messages; ratings
 import hashlib
 import json
 import math
+import sys
 from collections import Counter
 from dataclasses import dataclass
 
 from rlhf_min import InputError
 from rlhf_min.data.sources import Prompt, as_messages, pair_of, prompt_of, ratings_of, read_rows
+from rlhf_min.models.tokens import encode_answer, encode_prompt
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,16 @@ class Pair:
     rejected: str
     chosen_rating: float | None = None
     rejected_rating: float | None = None
+
+
+@dataclass(frozen=True)
+class EncodedPair:
+    """A preference pair and its token ids."""
+
+    prompt: list[int]
+    answers: list[list[int]]  # chosen, rejected
+    ratings: tuple[float, float]  # of chosen and rejected, on 1..10; NaN when unknown
+    pair: Pair
 
 
 def read_pairs(specs: list[str], rating_range=(1.0, 10.0)) -> tuple[list[Pair], dict[str, int]]:
@@ -72,18 +84,16 @@ def prompt_text(prompt: Prompt | Pair) -> str:
     return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
 
 
-def hold_out(
-    items: list, read, data: list[str], eval_data: list[str], fraction: float, limit: int, seed: int
-) -> tuple[list, list, dict[str, int]]:
+def hold_out(items: list, read, config, fraction: float, limit: int) -> tuple[list, list, dict]:
     """(training, held-out, counts) of pairs or prompts; no prompt is in both lists (trap 15).
 
-    Held out are the first `limit` items that `read(eval_data)` returns (zoo:held-out, if `data` has
-    the zoo and `eval_data` is empty); `items` with one of their prompts are dropped and counted.
-    With other data and no `eval_data`, `items` are split by prompt.
+    config: settings with data, eval_data and seed.  Held out are the first `limit` items of
+    `read(eval_data)`, or, if it is empty and `data` has the zoo, of zoo:held-out; `items` with one
+    of their prompts are dropped and counted.  Otherwise `items` are split by prompt.
     """
-    if not eval_data and "zoo" not in data:
-        return *split_by_prompt(items, fraction, limit, seed), {}
-    held_out = read(eval_data or ["zoo:held-out"])[:limit]
+    if not config.eval_data and "zoo" not in config.data:
+        return *split_by_prompt(items, fraction, limit, config.seed), {}
+    held_out = read(config.eval_data or ["zoo:held-out"])[:limit]
     prompts = set(map(prompt_text, held_out))
     train = [item for item in items if prompt_text(item) not in prompts]
     if not train:
@@ -114,6 +124,32 @@ def split_by_prompt(items: list, fraction: float, limit: int | None, seed: int) 
         raise InputError(f"{reason}, so none can be held out: name other data with --eval-data")
     train = [item for item in items if prompt_text(item) not in held_out]
     return train, [item for item in items if prompt_text(item) in held_out]
+
+
+def encode_pairs(tokenizer, pairs: list[Pair], max_length: int, source: str):
+    """Pairs as token ids, and how many were dropped or cut, by reason.
+
+    A prompt is cut on the left until prompt and longer answer fit in max_length tokens; a pair
+    whose answer does not fit is dropped.  InputError, which names `source`, if no pair is left.
+    """
+    encoded, dropped = [], Counter()
+    for pair in pairs:
+        answers = [encode_answer(tokenizer, pair.prompt, a) for a in (pair.chosen, pair.rejected)]
+        room = max_length - max(map(len, answers))
+        if room < 1:
+            dropped["answer longer than --max-length"] += 1
+        elif answers[0] == answers[1]:
+            dropped["answers are the same tokens"] += 1
+        else:
+            prompt, whole = (encode_prompt(tokenizer, pair.prompt, n) for n in (room, sys.maxsize))
+            dropped["prompt cut from the left (kept)"] += len(prompt) < len(whole)
+            ratings = (pair.chosen_rating, pair.rejected_rating)
+            known = tuple(math.nan if rating is None else rating for rating in ratings)
+            encoded.append(EncodedPair(prompt, answers, known, pair))
+    if not encoded:
+        problem = f"no pair of {source} fits {max_length} tokens"
+        raise InputError(f"{problem}: raise --max-length or take a model with a longer context")
+    return encoded, dict(dropped)
 
 
 def fingerprint(items: list) -> str:

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from rlhf_min.data.encoding import EncodedPair
-from rlhf_min.data.preferences import prompt_text
+from rlhf_min.data.preferences import EncodedPair, prompt_text
 from rlhf_min.maths import statistics as stats
 from rlhf_min.maths.preference_losses import bradley_terry, ratings_win_loss
 from rlhf_min.maths.ratings import chance_loss
