@@ -20,8 +20,8 @@ SPANS = [(5, 4, 7, 0), (3, 6, 2, 5), (9, 7, 0), (1, 1, 14)]  # prompt, branches,
 def states(heads: int, groups: int, dtype=torch.float64, spans=SPANS):
     """Random query, key, value with gradient, and the mask of these spans."""
     torch.manual_seed(0)
-    rows, slots = len(spans), sum(spans[0])
-    shapes = [(rows, n, slots, 8) for n in (heads, groups, groups)]
+    rows, positions = len(spans), sum(spans[0])
+    shapes = [(rows, n, positions, 8) for n in (heads, groups, groups)]
     qkv = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
     numbers = [
         [n for n, length in enumerate(row[:-1]) for _ in range(length)] + [-1] * row[-1]
@@ -31,7 +31,7 @@ def states(heads: int, groups: int, dtype=torch.float64, spans=SPANS):
 
 
 def filled(spans=SPANS) -> torch.Tensor:
-    """Which slots hold a token: [R, L]."""
+    """Which positions hold a token: [R, L]."""
     return torch.tensor([[True] * sum(row[:-1]) + [False] * row[-1] for row in spans])
 
 
@@ -43,7 +43,7 @@ def oracle(query, key, value, mask, scale=None):
 
 
 def compare(ours, theirs, inputs, where):
-    """Outputs and gradients at the slots that count."""
+    """Outputs and gradients at the positions that count."""
     assert_close(ours[where], theirs[where])
     weight = torch.randn_like(theirs[where])
     expected = torch.autograd.grad((theirs[where] * weight).sum(), inputs)
@@ -77,13 +77,13 @@ def test_what_the_mask_hides_is_not_computed(monkeypatch):
     assert pairs == [5 * 5, 4 * 9, 7 * 12]
 
 
-@pytest.mark.parametrize("slots", [1, 6])
-def test_bfloat16_and_single_queries_are_no_further_from_the_truth_than_sdpa(slots):
+@pytest.mark.parametrize("positions", [1, 6])
+def test_bfloat16_and_single_queries_are_no_further_from_the_truth_than_sdpa(positions):
     """The truth in float64 from the same rounded inputs; keys that a mask hides stay hidden."""
     torch.manual_seed(0)
-    q = torch.randn(3, 6, slots, 16).bfloat16()
+    q = torch.randn(3, 6, positions, 16).bfloat16()
     k, v = (torch.randn(3, 2, 40, 16).bfloat16() for _ in range(2))
-    mask = torch.zeros(3, 1, slots, 40, dtype=torch.bfloat16)
+    mask = torch.zeros(3, 1, positions, 40, dtype=torch.bfloat16)
     mask[1, ..., :17] = torch.finfo(torch.bfloat16).min
     truth = oracle(q.double(), k.double(), v.double(), mask.double())
     ours, _ = attention.attention(None, q, k, v, mask)

@@ -59,10 +59,10 @@ def test_trap_1_an_answer_has_the_gradient_of_the_answer_alone():
     rows = torch.autograd.grad(got, model.lm_head.weight)[0]
     hidden = model.base_model(torch.tensor([[1, 9, 9, 4, 6]])).last_hidden_state[0]
     want = torch.zeros_like(rows)
-    for slot, token in ((3, 6), (4, 2)):
-        p = model.lm_head(hidden[slot]).softmax(-1)
+    for position, token in ((3, 6), (4, 2)):
+        p = model.lm_head(hidden[position]).softmax(-1)
         for v in range(23):
-            want[v] += (float(v == token) - p[v]) * hidden[slot]
+            want[v] += (float(v == token) - p[v]) * hidden[position]
     assert_close(rows, want)
 
 

@@ -16,7 +16,7 @@ from rlhf_min.models.layout import Layout, tree_mask
 from rlhf_min.models.prompt_tree import build_tree, hidden_states
 
 CPU = torch.device("cpu")
-# Prompts and answers of many lengths; id 0 is also what fills empty slots, and 2 ends most answers.
+# Prompts and answers of many lengths; id 0 is also the padding, and 2 ends most answers.
 PROMPTS = [[1, 5, 6, 7, 8], [1, 9], [1, 0, 4, 0, 3, 11, 12]]
 BRANCHES = [
     [[13, 14, 2], [15, 16, 17, 18, 19, 20, 2], [2]],
@@ -52,19 +52,19 @@ def test_every_branch_can_be_read_back_from_the_tree(kind, max_row):
     for number, (prompt, answer) in enumerate(FLAT):
         own = [n for n in range(len(tree.owners)) if tree.owners[n] == number]
         assert [tree.targets[n].item() for n in own] == answer
-        slots = [tree.predictors[n].item() for n in own]
+        indices = [tree.predictors[n].item() for n in own]
         end = tree.ends[number].item()
         row = end // width
-        assert all(slot // width == row for slot in slots)
+        assert all(i // width == row for i in indices)
         # the prompt's last token predicts the first answer token, each answer token the next one
-        assert slots[0] == row * width + len(prompt) - 1
-        assert [flat_ids[slot] for slot in slots] == (prompt + answer)[len(prompt) - 1 : -1]
-        assert [flat_positions[slot] for slot in slots] == list(
+        assert indices[0] == row * width + len(prompt) - 1
+        assert [flat_ids[i] for i in indices] == (prompt + answer)[len(prompt) - 1 : -1]
+        assert [flat_positions[i] for i in indices] == list(
             range(len(prompt) - 1, len(prompt) + len(answer) - 1)
         )
         assert flat_ids[row * width : row * width + len(prompt)] == prompt
         assert (flat_ids[end], flat_positions[end]) == (answer[-1], len(prompt + answer) - 1)
-        assert len(answer) == 1 or end == slots[-1] + 1
+        assert len(answer) == 1 or end == indices[-1] + 1
 
 
 def test_a_prompt_is_stored_once_per_row_and_a_plain_row_holds_one_branch():
@@ -110,7 +110,7 @@ def test_tree_mask_equals_a_loop_over_queries_and_keys(dtype):
     for r, row in enumerate(segments.tolist()):
         for query in range(10):
             for key in range(10):
-                if row[query] == -1:  # an empty slot may see what it likes, if it sees something
+                if row[query] == -1:  # padding may see anything, but must see something
                     continue
                 sees = key <= query and row[key] in (0, row[query])
                 assert mask[r, 0, query, key].item() == (0.0 if sees else torch.finfo(dtype).min)
@@ -123,7 +123,7 @@ def test_tree_mask_equals_a_loop_over_queries_and_keys(dtype):
 
 @pytest.mark.parametrize(("family", "attention"), MODELS)
 def test_trap_4_the_last_token_is_found_by_length(family, attention):
-    """trap 4: pad == eos; here 0 fills empty slots, stands in prompts and answers, ends some."""
+    """trap 4: pad == eos; here 0 is the padding, a token in texts, and the end of some of them."""
     model = tiny_model(family, attention)
     want = loop_end_states(model)
     for shape in (layout(), layout(max_row=14), layout(tree=False)):
@@ -167,7 +167,7 @@ def test_the_padding_share_counts_the_positions_without_a_token(kind, max_rows, 
 
 @pytest.mark.parametrize("tree_layout", [True, False])
 @pytest.mark.parametrize(("family", "attention"), MODELS)
-def test_trap_3_what_stands_in_empty_slots_changes_nothing(family, attention, tree_layout):
+def test_trap_3_the_ids_of_the_padding_change_nothing(family, attention, tree_layout):
     """trap 3: pads counted."""
     model = tiny_model(family, attention)
     tree = build_tree(PROMPTS, BRANCHES, layout(tree_layout))
@@ -175,19 +175,19 @@ def test_trap_3_what_stands_in_empty_slots_changes_nothing(family, attention, tr
     other = torch.randint(1, 23, tree.ids.shape, generator=torch.Generator().manual_seed(0))
     noisy = dataclasses.replace(tree, ids=torch.where(used, tree.ids, other))
     assert (noisy.ids != tree.ids).any()
-    slots = torch.cat([tree.predictors, tree.ends])
-    assert torch.equal(hidden_states(model, noisy)[slots], hidden_states(model, tree)[slots])
+    indices = torch.cat([tree.predictors, tree.ends])
+    assert torch.equal(hidden_states(model, noisy)[indices], hidden_states(model, tree)[indices])
 
 
 def test_a_branch_sees_neither_its_siblings_nor_what_follows():
     model = tiny_model("llama")
     tree = build_tree(PROMPTS[:1], BRANCHES[:1], layout())
     before = hidden_states(model, tree)
-    prompt, first = range(5), range(5, 8)  # the slots of BRANCHES[0][0]
+    prompt, first = range(5), range(5, 8)  # the columns of BRANCHES[0][0]
     changed = dataclasses.replace(tree, ids=tree.ids.clone())
     changed.ids[0, 6] = 21  # its second token
     after = hidden_states(model, changed)
-    moved = [slot for slot in range(tree.ids.numel()) if not after[slot].equal(before[slot])]
+    moved = [i for i in range(tree.ids.numel()) if not after[i].equal(before[i])]
     assert moved == [6, 7] and moved[0] in first and not set(moved) & set(prompt)
 
 
@@ -203,7 +203,7 @@ def test_trap_20_a_boolean_4d_mask_is_silently_wrong_with_eager_attention():
 
 
 def test_a_row_within_the_window_is_what_keeps_a_local_attention_right():
-    """GPT-Neo's window counts slots: a later branch would lose the prompt. `max_row` helps."""
+    """GPT-Neo's window counts columns: a later branch would lose the prompt. `max_row` helps."""
     model = tiny_model("gpt_neo", "eager", window_size=12)
     want = loop_end_states(model)
     fits = build_tree(PROMPTS, BRANCHES, layout(max_row=12))

@@ -1,4 +1,4 @@
-"""From score to reward: one ruler, the missing-end penalty, the KL inside the reward."""
+"""From score to reward: standardised rewards, the missing-end penalty, the KL inside the reward."""
 
 import math
 
@@ -25,13 +25,13 @@ def test_the_start_model_s_answers_get_mean_0_and_standard_deviation_1():
 def test_trap_22_two_reward_models_that_differ_by_a_scale_give_one_reward():
     """trap 22: rewards of two reward models compared as if on one scale."""
 
-    def on_own_ruler(scores, start):
+    def on_own_scale(scores, start):
         return rewards.standardise(scores, start.mean().item(), start.std().item())
 
     start = torch.tensor([1.0, 2.0, 4.0, 4.0], dtype=torch.float64)
     other = lambda r: 0.01 * r - 300  # noqa: E731  the same judgement in another unit
-    assert_close(on_own_ruler(other(SCORES), other(start)), on_own_ruler(SCORES, start))
-    assert (on_own_ruler(SCORES, start) - SCORES).abs().max() > 0.1
+    assert_close(on_own_scale(other(SCORES), other(start)), on_own_scale(SCORES, start))
+    assert (on_own_scale(SCORES, start) - SCORES).abs().max() > 0.1
 
 
 def test_a_start_model_whose_answers_all_score_alike_gives_finite_rewards():

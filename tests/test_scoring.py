@@ -1,4 +1,4 @@
-"""How a reward model reads a rollout, the common ruler, and the alignment guard."""
+"""How a reward model scores a rollout, the reward scale, and the alignment guard."""
 
 import pytest
 import torch
@@ -126,22 +126,22 @@ def test_a_scalar_head_cannot_give_a_distribution(world, wish):
 
 
 def test_trap_22_two_reward_models_on_different_scales_give_one_reward(world):
-    """The ruler is the start model's own answers: a scale and a shift cancel."""
+    """The reward scale comes from the start model's own answers: a scale and a shift cancel."""
     rollout, tokenizer = rollout_of(world["chatml"])
     start, _ = rollout_of(world["chatml"], samples=1, tokens=14)
     scorer = RewardScorer(world["chatml", "scalar"], torch.float32, tokenizer)
     rewards, of_start = (scorer.score(r, PROMPTS)[0] for r in (rollout, start))
-    ruler = reward_scale(of_start)
-    assert ruler["mean"] == pytest.approx(of_start.mean().item(), abs=1e-5)
-    assert ruler["std"] == pytest.approx(of_start.std().item(), abs=1e-5)
+    scale = reward_scale(of_start)
+    assert scale["mean"] == pytest.approx(of_start.mean().item(), abs=1e-5)
+    assert scale["std"] == pytest.approx(of_start.std().item(), abs=1e-5)
     other = reward_scale(3 * of_start - 7)
-    assert_close(standardise(3 * rewards - 7, **other), standardise(rewards, **ruler))
+    assert_close(standardise(3 * rewards - 7, **other), standardise(rewards, **scale))
 
 
 @pytest.mark.parametrize("answers", [[2.0], [2.0, 2.0, 2.0]])
-def test_a_ruler_of_few_or_equal_answers_gives_finite_rewards(answers):
-    ruler = reward_scale(torch.tensor(answers))
-    assert standardise(torch.tensor([2.0, 2.5]), **ruler).isfinite().all()
+def test_a_reward_scale_of_few_or_equal_answers_gives_finite_rewards(answers):
+    scale = reward_scale(torch.tensor(answers))
+    assert standardise(torch.tensor([2.0, 2.5]), **scale).isfinite().all()
 
 
 def test_the_gap_is_the_mean_difference_per_token():
