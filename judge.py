@@ -105,7 +105,7 @@ def choose_judge(config: Config) -> Callable[[list[Comparison], VerdictLog], Non
 
 
 def make_comparisons(config: Config) -> list[Comparison]:
-    """Answers to compare: one of each model per prompt, or (--agreement) a rejected, b chosen."""
+    """Answers to compare: one of each model per prompt; with --agreement a is the rejected one."""
     items = read_pairs([config.agreement])[0] if config.agreement else read_prompts(config.data)
     items = random.Random(config.seed).sample(items, min(len(items), config.limit or len(items)))
     first = random.Random(f"shown first {config.seed}").choices("ab", k=len(items))

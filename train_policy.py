@@ -5,6 +5,7 @@
     python train_policy.py --baseline leave-one-out --objective ppo-clip --updates 2 --out runs/ppo
 
 Axes, as suffixes of names: P prompts of a step, K answers to each, p prompts of a micro-batch.
+The models stay in evaluation mode: without dropout sampling and training compute the same.
 Left out on purpose: a value network, rewards per token, several GPUs, a sampling server.
 """
 
@@ -42,18 +43,18 @@ class Config:
 
     model: str = option("runs/zoo-base", "language model: folder or hub id", heading="Inputs")
     reward_model: str = option("runs/rm", "trained reward model: folder or hub id")
-    reference: str = option("", "model that KL is measured to (nothing: --model itself)")
+    reference: str = option("", "model that KL is measured to (default: --model)")
     data: list[str] = option(["zoo"], "prompts: zoo, files, or hub ids (id:split); concatenated")
     eval_data: list[str] = option([], "held-out prompts (nothing: the zoo's, or a split)")
     objective: Literal["reinforce", "ppo-clip"] = option("reinforce", "loss", heading="Objective")
     baseline: Literal["moving-average", "ema", "leave-one-out", "none"] = option(
-        "moving-average", "what is subtracted from the reward"
+        "moving-average", "subtracted from the reward (moving-average: mean of all earlier ones)"
     )
     updates: int = option(1, "updates per rollout (ppo-clip)", at_least=1)
     clip: float = option(0.2, "epsilon of ppo-clip")
     ema_decay: float = option(0.9, "decay of --baseline ema", at_least=0, below=1)
     kl: float = option(0.2, "weight of the KL penalty, reward per nat", "--beta", at_least=0)
-    missing_end_penalty: float = option(1.0, "reward units taken from answers that did not end")
+    missing_end_penalty: float = option(1.0, "taken from answers without an end, in std of rewards")
     reading: Literal["mean", "entropic", "win"] = option(
         "mean", "how ratings become a reward (win, against the reference's answer: any head)"
     )
@@ -62,7 +63,7 @@ class Config:
         "none", "factor of the advantage from the ratings' spread"
     )
     samples: int = option(4, "answers per prompt", heading="Sampling", at_least=1)
-    batch_size: int = option(64, "answers per step", at_least=1)
+    batch_size: int = option(64, "answers per step: prompts x --samples", at_least=1)
     max_new_tokens: int = option(64, "tokens of an answer, at most", at_least=1)
     temperature: float = option(1.0, "of the sampling distribution", above=0)
     steps: int = option(100, "rollouts", heading="Optimisation", at_least=1)
@@ -76,7 +77,7 @@ class Config:
     seed: int = option(0, "of prompts' order and sampling")
     eval_prompts: int = option(256, "held-out prompts at most", at_least=1)
     eval_every: int = option(0, "steps between held-out evaluations (0: before and after only)")
-    ruler_prompts: int = option(256, "prompts that set the unit of reward", at_least=2)
+    ruler_prompts: int = option(256, "prompts that set the reward scale, at most", at_least=2)
     save_every: int = option(50, "steps between checkpoints", at_least=1)
     track: Literal["none", "tensorboard", "wandb"] = option("none", "live tracking besides files")
     resume: bool = option(False, "go on with the interrupted run in --out")
@@ -102,7 +103,7 @@ def initial_state(config: Config, policy, checkpoint: dict) -> tuple:
     """Optimiser, random generator and baseline; restored, like the policy, from a checkpoint."""
     optimiser = MasterAdamW(policy)
     generator = torch.Generator(policy.device).manual_seed(config.seed)
-    baseline = {  # 0 is the reference model's mean reward after standardising
+    baseline = {  # after standardising, the reference model's mean score is 0
         "moving-average": baselines.MovingAverage(start=0.0),
         "ema": baselines.ExponentialAverage(value=0.0, decay=config.ema_decay),
         "leave-one-out": baselines.LeaveOneOut(),
@@ -128,12 +129,13 @@ def choose_loss(config: Config):
 def train(config: Config, policy, reference, scorer, prompts, sampling, evaluate, log, state):
     """Train the policy in place, from step state["step"] on.
 
-    sampling: settings of `sample`; evaluate(policy): held-out metrics; state: a checkpoint, or of a
-    new run what all its checkpoints hold (reward scale, metrics and answers before training).
+    sampling: settings of `sample`; evaluate(policy): held-out metrics; state: a checkpoint, or only
+    step, reward_scale, before, samples (metrics and answers before training) of a new run.
     """
-    K, T, M = config.samples, config.temperature, config.micro_batch
-    P = config.batch_size // K
+    K, P = config.samples, config.batch_size // config.samples
+    temperature, max_rows = config.temperature, config.micro_batch
     loss, gold, first = choose_loss(config), evaluation.gold_of(config.data), state["step"]
+    scale = state["reward_scale"]  # of the reference model's scores
     optimiser, generator, baseline = initial_state(config, policy, state)
     sampling = {**sampling, "generator": generator}
     for step in (bar := tqdm(range(first, config.steps), "policy", config.steps, initial=first)):
@@ -143,47 +145,48 @@ def train(config: Config, policy, reference, scorer, prompts, sampling, evaluate
 
         # Sample K answers to each of P prompts, without gradient, and score them.
         rollout = sample(policy, ids, K, **sampling)  # answers [P][K]
-        against = sample(reference, ids, 1, **sampling) if scorer.needs_reference else None
+        rivals = sample(reference, ids, 1, **sampling) if scorer.needs_reference else None
         clock("sample")
-        scores_PK, weights_PK = scorer.score(rollout, texts, against)
-        rewards_PK = standardise(scores_PK, **state["reward_scale"])
+        scores_PK, weights_PK = scorer.score(rollout, texts, rivals)  # weights: 1, see --weight
+        rewards_PK = standardise(scores_PK, scale["mean"], scale["std"])
         rewards_PK = penalise_missing_end(rewards_PK, rollout.finished, config.missing_end_penalty)
         clock("score")
-        ref_PK = rollout_log_probs(reference, rollout, T, M)  # log π_ref(y|x)
+        ref_PK = rollout_log_probs(reference, rollout, temperature, max_rows)  # log π_ref
         clock("reference")
 
-        # Update.  old_PK: log π(y|x) at sampling; KL rewards and advantages stay as they are then.
-        log_probs_PK, old_PK, kl_rewards_PK, advantages_PK = (ref_PK.clone() for _ in range(4))
+        # Update.  old_PK: log π(y|x) before the first update; total rewards and advantages use it.
+        log_probs_PK, old_PK, total_rewards_PK, advantages_PK = ref_PK.new_empty(4, P, K)
+        lr = config.lr * warm_up(step, config.warm_up)
         for update in range(config.updates):
-            for p, tree in tree_batches(policy, rollout.prompts, rollout.answers, M):
-                log_probs_pK = answer_log_probs(policy, tree, T).view(-1, K)  # with gradient
+            for p, tree in tree_batches(policy, rollout.prompts, rollout.answers, max_rows):
+                log_probs_pK = answer_log_probs(policy, tree, temperature).view(-1, K)  # gradient
                 log_probs_PK[p] = log_probs_pK.detach()
                 if update == 0:
                     old_PK[p] = log_probs_PK[p]
-                    kl_rewards_PK[p] = with_kl(rewards_PK[p], old_PK[p], ref_PK[p], config.kl)
-                    advantages_PK[p] = baseline.advantages(kl_rewards_PK[p]) * weights_PK[p]
+                    total_rewards_PK[p] = with_kl(rewards_PK[p], old_PK[p], ref_PK[p], config.kl)
+                    advantages_PK[p] = baseline.advantages(total_rewards_PK[p]) * weights_PK[p]
                 loss(log_probs_pK, old_PK[p], advantages_PK[p], P * K).backward()
-            gap = alignment_gap(rollout, old_PK)
-            if step == first:
-                check_alignment(gap, policy.dtype)  # before any weight changes
-            lr = config.lr * warm_up(step, config.warm_up)
-            grad_norm = optimiser.step(lr, config.max_grad_norm)
+            if update == 0:
+                gap = alignment_gap(rollout, old_PK)
+                if step == first:
+                    check_alignment(gap, policy.dtype)  # before any weight changes
+            grad_norm = optimiser.step(lr, config.max_grad_norm)  # clips, steps, zeroes gradients
         clock("policy")
 
-        metrics = step_metrics(rollout, scores_PK, kl_rewards_PK, advantages_PK, old_PK, ref_PK)
+        metrics = step_metrics(rollout, scores_PK, total_rewards_PK, advantages_PK, old_PK, ref_PK)
         metrics |= {"alignment/gap": gap, "grad/norm": grad_norm, "learning_rate": lr}
         metrics |= {"baseline/value": baseline.value, **clock.seconds}
         metrics["clip/fraction"] = policy_losses.clip_fraction(log_probs_PK, old_PK, config.clip)
-        metrics["batch/padding"] = padding_share(policy, rollout.prompts, rollout.answers, M)
+        metrics["batch/padding"] = padding_share(policy, rollout.prompts, rollout.answers, max_rows)
         metrics |= evaluation.gold_metric(gold, batch, rollout, scorer)
-        baseline = baseline.updated(kl_rewards_PK)
+        baseline = baseline.updated(total_rewards_PK)  # after its use: b must not contain this R
         if config.eval_every and (step + 1) % config.eval_every == 0:
             metrics |= {f"held_out/{k}": v for k, v in evaluate(policy)[0].items()}
         log.log(step + 1, metrics, bar)
         if log.checkpoint_due(step + 1):
-            weights = {"policy": policy.state_dict(), "optimiser": optimiser.state_dict()}
+            models = {"policy": policy.state_dict(), "optimiser": optimiser.state_dict()}
             others = {"generator": generator.get_state(), "baseline": asdict(baseline)}
-            log.checkpoint(step + 1, state | weights | others)
+            log.checkpoint(step + 1, state | models | others)
 
 
 def main(config: Config) -> dict:

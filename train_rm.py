@@ -122,7 +122,7 @@ def read_pairs(config: Config) -> tuple[list, list, dict]:
 
 
 def loss_of(config: Config, chosen, rejected, chosen_rating, rejected_rating) -> Tensor:
-    """The training loss: head outputs [n, 1 or 10] ×2, ratings [n] ×2 (NaN if unknown) → scalar."""
+    """The loss: head outputs, both [n, 1 or 10]; ratings, both [n] (NaN if unknown) → scalar."""
     if config.head == "scalar":
         r_w, r_l, margin = chosen[:, 0], rejected[:, 0], 0.0
         if config.margin:

@@ -1,7 +1,7 @@
 """The policy training loop in plain PyTorch: one answer at a time, in the order of the formulas.
 
-Start reading here.  train_policy.py computes the same numbers with prompt trees, micro-batches and
-chunks of logits; test_train_policy.py runs both on the same sampled answers and compares them.
+train_policy.py computes the same numbers with prompt trees, micro-batches and chunks of logits;
+test_train_policy.py runs both on the same sampled answers and compares them.
 """
 
 import math
@@ -23,33 +23,6 @@ def reward_outputs(reward_model, prompt: list[int], answer: list[int]) -> Tensor
     """The reward head's output at the answer's last token: [1], or [10] logits of the ratings."""
     hidden = reward_model.model(torch.tensor([prompt + answer])).last_hidden_state[0, -1]
     return reward_model.score(hidden).detach()
-
-
-def score_of(z: Tensor, z_reference: Tensor | None, config) -> float:
-    """One number from the head's output (--reading)."""
-    if config.reading == "win" and len(z) == 1:
-        return torch.sigmoid(z - z_reference).item()
-    if len(z) == 1:
-        return z.item()
-    p, ratings = z.double().softmax(-1), torch.arange(1, 11).double()
-    if config.reading == "win":  # P(rating > reference's rating), ties count ½
-        joint = p[:, None] * z_reference.double().softmax(-1)[None]
-        return (joint.tril(-1).sum() + joint.trace() / 2).item()
-    if config.reading == "entropic":
-        b = config.entropic_b
-        return (-b * (p * (-ratings / b).exp()).sum().log()).item()
-    return (p * ratings).sum().item()
-
-
-def weight_of(z: Tensor, kind: str) -> float:
-    """Factor of the advantage from the standard deviation of the ratings (--weight)."""
-    if kind == "none":
-        return 1.0
-    p, ratings = z.double().softmax(-1), torch.arange(1, 11).double()
-    variance = ((p * ratings**2).sum() - (p * ratings).sum() ** 2).item()
-    sigma = max(variance, 0.01) ** 0.5
-    factors = {"inverse-sigma": 1 / sigma, "inverse-variance": 1 / sigma**2}
-    return factors.get(kind, 1 / (1 + sigma))
 
 
 def plain_policy_loop(config, rollouts: list, reward_scale: dict, end_ids: list[int]):
@@ -78,14 +51,13 @@ def plain_policy_loop(config, rollouts: list, reward_scale: dict, end_ids: list[
                 other = reference_answers[s["group"]][0]
                 z_reference = reward_outputs(reward_model, s["prompt"], other)
             s["score"], s["weight"] = score_of(z, z_reference, config), weight_of(z, config.weight)
-            s["reward"] = (s["score"] - reward_scale["mean"]) / max(reward_scale["std"], 1e-6)
+            s["reward"] = (s["score"] - reward_scale["mean"]) / reward_scale["std"]
             if s["answer"][-1] not in end_ids:
                 s["reward"] -= config.missing_end_penalty
             # 3. KL penalty: R = r − β·log[π(y|x)/π_ref(y|x)].
-            s["old"], ref = (
-                answer_log_prob(model, s["prompt"], s["answer"], config.temperature).item()
-                for model in (policy, reference)
-            )
+            question = s["prompt"], s["answer"], config.temperature
+            s["old"] = answer_log_prob(policy, *question).item()
+            ref = answer_log_prob(reference, *question).item()
             s["kl"] = s["old"] - ref
             s["reward"] -= config.kl * s["kl"]
         # 4. Advantage: reward minus baseline.  The baseline never contains the answer itself.
@@ -131,3 +103,33 @@ def plain_policy_loop(config, rollouts: list, reward_scale: dict, end_ids: list[
             "length/mean": sum(len(s["answer"]) for s in samples) / len(samples),
         })  # fmt: skip
     return dict(policy.named_parameters()), metrics
+
+
+# The rest is for the ratings head (--reading, --weight): skip it on a first reading.
+
+
+def score_of(z: Tensor, z_reference: Tensor | None, config) -> float:
+    """One number from the head's output (--reading)."""
+    if config.reading == "win" and len(z) == 1:
+        return torch.sigmoid(z - z_reference).item()
+    if len(z) == 1:
+        return z.item()
+    p, ratings = z.double().softmax(-1), torch.arange(1, 11).double()
+    if config.reading == "win":  # P(rating > reference's rating), ties count ½
+        joint = p[:, None] * z_reference.double().softmax(-1)[None]
+        return (joint.tril(-1).sum() + joint.trace() / 2).item()
+    if config.reading == "entropic":
+        b = config.entropic_b
+        return (-b * (p * (-ratings / b).exp()).sum().log()).item()
+    return (p * ratings).sum().item()
+
+
+def weight_of(z: Tensor, kind: str) -> float:
+    """Factor of the advantage from the standard deviation of the ratings (--weight)."""
+    if kind == "none":
+        return 1.0
+    p, ratings = z.double().softmax(-1), torch.arange(1, 11).double()
+    variance = ((p * ratings**2).sum() - (p * ratings).sum() ** 2).item()
+    sigma = max(variance, 0.01) ** 0.5
+    factors = {"inverse-sigma": 1 / sigma, "inverse-variance": 1 / sigma**2}
+    return factors.get(kind, 1 / (1 + sigma))

@@ -34,10 +34,11 @@ def test_trap_22_two_reward_models_that_differ_by_a_scale_give_one_reward():
     assert (on_own_scale(SCORES, start) - SCORES).abs().max() > 0.1
 
 
-def test_a_start_model_whose_answers_all_score_alike_gives_finite_rewards():
-    alike = torch.full((4,), 2.5)
-    assert rewards.standardise(alike, 2.5, 0.0).tolist() == [0.0] * 4
-    assert rewards.standardise(alike + 1, 2.5, 0.0).isfinite().all()
+def test_equal_scores_of_the_start_model_have_the_scale_1():
+    equal = torch.full((4,), 2.5)
+    scale = rewards.reward_scale(equal)
+    assert scale == {"mean": 2.5, "std": 1.0}
+    assert rewards.standardise(equal + 1, **scale).tolist() == [1.0] * 4
 
 
 def test_trap_16_the_penalty_hits_exactly_the_unfinished_answers():

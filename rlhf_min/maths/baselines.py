@@ -11,12 +11,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class NoBaseline:
-    """b = 0: unbiased but noisy.  All baselines have these two methods."""
+    """b = 0: unbiased but noisy.  All baselines have these two methods, and `value` for the log."""
 
     value = 0.0  # b, in units of reward
 
     def advantages(self, rewards: Tensor) -> Tensor:
-        """R − b: rewards [p, K] → advantages [p, K]."""
+        """R − b for some of the step's prompts: rewards [p, K] → advantages [p, K]."""
         return rewards - self.value
 
     def updated(self, rewards: Tensor) -> "NoBaseline":
@@ -43,9 +43,10 @@ class MovingAverage(NoBaseline):
 
 @dataclass(frozen=True)
 class ExponentialAverage(NoBaseline):
-    """b ← ρ·b + (1 − ρ)·mean(R), ρ = decay.  `value` must start at the reference's mean reward.
+    """b ← ρ·b + (1 − ρ)·mean(R), ρ = decay.
 
-    From 0, on ratings of 1 to 10, all advantages would be positive for about 1/(1 − ρ) steps.
+    `value` must start at the reference's mean reward, which is 0 for standardised rewards.  If it
+    started at 0 for ratings of 1 to 10, all advantages would be positive for about 1/(1 − ρ) steps.
     """
 
     value: float = 0.0

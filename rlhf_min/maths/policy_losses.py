@@ -1,7 +1,8 @@
 """Losses of the policy gradient.  The whole answer is one action: log π(y|x) sums over its tokens.
 
 The log-derivative trick, ∇E[R] = E[R·∇log π(y|x)] for y ~ π, turns the gradient of an expectation
-into an average over samples (Williams 1992).  Each loss here has minus that average as gradient.
+into an average over samples (Williams 1992).  The gradient of `reinforce` is minus that average;
+so is that of `ppo_clip` before the first of several updates.
 """
 
 import torch
@@ -32,6 +33,6 @@ def ppo_clip(
 
 
 def clip_fraction(log_probs: Tensor, old_log_probs: Tensor, clip: float = 0.2) -> Tensor:
-    """Share of answers with a ratio outside 1 ± ε: [...] ×2 → scalar.  Ahmadian et al.: < 0.05."""
+    """Share of answers with ρ outside 1 ± ε: both [...] → scalar (Ahmadian et al. 2024: < 0.05)."""
     ratio = (log_probs.detach() - old_log_probs).exp()
     return ((ratio - 1).abs() > clip).float().mean()

@@ -48,7 +48,7 @@ def slides(model, length: int) -> bool:
 
 
 def head_logits(model, hidden: Tensor) -> Tensor:
-    """The model's logits from its last hidden states: [N, H] → [N, V] float32 (float64 if so).
+    """The model's logits from its last hidden states: [N, H] → [N, V] float32, or float64.
 
     Some models scale or cap their logits (Granite, Cohere; Gemma 2).  A model that changes them in
     another way is stopped by `check_alignment`, because sampling uses the model's own forward.

@@ -6,7 +6,9 @@ In plain PyTorch, for one prompt x and one answer y of T tokens:
     log_p = logits.log_softmax(-1)                                      # [T, V]
     log_prob = log_p[range(T), y].sum()                                 # log π(y|x), a sum
 
-`answer_log_probs` computes the same for whole trees, without the [T, V] logits of all answers.
+`answer_log_probs` computes the same for whole trees, without the [T, V] logits of all answers.  A
+tree holds some prompts and their answers as one batch; `tree_batches` yields the prompts' indices
+and the tree.  That is all a first reader needs to know about trees (prompt_tree.py).
 """
 
 from functools import partial
@@ -22,13 +24,13 @@ from rlhf_min.models.prompt_tree import Tree, hidden_states
 from rlhf_min.models.sampling import Rollout
 
 MAX_LOGITS = 2**22  # numbers in one chunk of logits: 16 MiB of float32
-MIN_TOKENS = 128  # of a chunk: for fewer, loading the output weights takes longer than the product
+MIN_TOKENS = 128  # in one chunk: with fewer, most time goes into loading the output weights
 
 
 def answer_log_probs(model, tree: Tree, temperature: float = 1.0) -> Tensor:
     """log π(y|x) = Σ_t log π(y_t | x, y_<t) of each branch, end token included: [B] float32."""
-    tokens = token_log_probs(model, tree, temperature)
-    return tokens.new_zeros(len(tree.ends)).index_add(0, tree.owners, tokens)
+    per_token = token_log_probs(model, tree, temperature)
+    return per_token.new_zeros(len(tree.ends)).index_add(0, tree.owners, per_token)
 
 
 @torch.no_grad()
@@ -44,7 +46,7 @@ def rollout_log_probs(
 
 
 def token_log_probs(model, tree: Tree, temperature: float = 1.0) -> Tensor:
-    """log π(y_t | x, y_<t) of every answer token of the tree: [N] float32 (float64 if so).
+    """log π(y_t | x, y_<t) of every answer token: [N] float32 (float64 of a float64 model).
 
     Logits are computed for answer tokens only, in chunks, and again in the backward pass, so that
     memory does not grow with tokens × vocabulary.

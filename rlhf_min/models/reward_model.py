@@ -19,7 +19,8 @@ LABELS = {"scalar": 1, "ratings": 10}
 def new_reward_model(path: str, head: str, dtype: torch.dtype):
     """A language model (folder or hub id) with a zero-initialised head: all answers score the same.
 
-    head: "scalar" or "ratings"; a reward model keeps its own.  Raises InputError as `load_model`.
+    head: "scalar" or "ratings"; if path is a reward model, its trained head stays.  Raises
+    InputError as `load_model`.
     """
     model, info = load_model(AutoModelForSequenceClassification, path, dtype, LABELS[head])
     if not hasattr(model, "score"):
@@ -42,10 +43,10 @@ def load_reward_model(path: str, dtype: torch.dtype):
 
 
 def separate_pad(model, tokenizer) -> None:
-    """Give a tokenizer whose pad token is its end token another pad token; the model follows.
+    """Give tokenizer and model another pad token if the tokenizer's pad token is its end token.
 
     transformers reads the score at the last token that is not padding.  With pad = end (as in
-    SmolLM2-Instruct) that is the token *before* the end; we find the last token by its length.
+    SmolLM2-Instruct) that is the token *before* the end.  This code does not look for padding.
     """
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         others = tokenizer.unk_token, tokenizer.bos_token
@@ -59,13 +60,13 @@ def separate_pad(model, tokenizer) -> None:
 
 
 def branch_outputs(model, tree: Tree) -> Tensor:
-    """The head's output at each branch's last token: [B, labels] float32 (float64 likewise)."""
+    """The head's output at each branch's last token: [B, labels] float32, or float64."""
     output = model.score(hidden_states(model, tree)[tree.ends])
     return output if output.dtype == torch.float64 else output.float()
 
 
 def win_probability(first: Tensor, second: Tensor) -> Tensor:
-    """P(first ≻ second), Bradley-Terry or with ties ½: head outputs [..., labels] ×2 → [...]."""
+    """P(first ≻ second), Bradley-Terry or with ties ½: head outputs, both [..., labels] → [...]."""
     if first.shape[-1] == 1:
         return (first - second)[..., 0].sigmoid()
     return win_log_probability(first, second, tie=0.5).exp()

@@ -1,4 +1,4 @@
-"""Plain sampling from π: no gradient, no top-k or top-p, no penalties."""
+"""Plain sampling from π: no gradient, no top-k or top-p, no repetition penalty."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""A trained reward model applied to sampled answers: one reward per answer, without gradient."""
+"""A trained reward model applied to sampled answers: one score per answer, without gradient."""
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from rlhf_min.models.tokens import same_tokens
 class RewardScorer:
     """A trained reward model (folder or hub id) with its tokenizer.
 
-    policy_tokenizer: of the model whose rollouts are scored; reading, b: how outputs become rewards
+    policy_tokenizer: of the model whose rollouts are scored; reading, b: how outputs become scores
     (`reward_from`); weight: `confidence_weight`.  Raises InputError when the head cannot give them.
     """
 
@@ -35,19 +35,20 @@ class RewardScorer:
             )
 
     def score(self, rollout: Rollout, prompts: list, reference: Rollout | None = None):
-        """Rewards and advantage weights of a rollout: [P, K], [P, K].
+        """Scores and advantage weights of a rollout: [P, K], [P, K].
 
         prompts [P]: text or messages; reference: the reference's answers, if `needs_reference`.
         """
         outputs = self.rollout_outputs(rollout, prompts)
         against = self.rollout_outputs(reference, prompts) if self.needs_reference else None
-        rewards = reward_from(outputs, self.reading, self.b, against)
-        return rewards, confidence_weight(outputs, self.weight)
+        scores = reward_from(outputs, self.reading, self.b, against)
+        return scores, confidence_weight(outputs, self.weight)
 
     def rollout_outputs(self, rollout: Rollout, prompts: list) -> Tensor:
         """Head outputs of every answer of a rollout: [P, K, labels] float32.
 
-        Answers are encoded again only for other tokens: text may become other ids than sampled.
+        If the reward model has another tokenizer, the answers are decoded and encoded again;
+        otherwise their sampled ids are scored, since encoding a text may give other ids.
         """
         ids, branches = rollout.prompts, rollout.answers
         if not self.same_tokens:

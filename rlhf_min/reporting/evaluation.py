@@ -78,7 +78,7 @@ def scored_rows(pairs: list[EncodedPair], outputs: Tensor) -> list[dict]:
 
 
 def sample_and_score(model, reference, scorer: RewardScorer, prompts, sampling: dict, seed=0):
-    """A rollout with one answer of `model` to each EncodedPrompt, and its rewards [P]."""
+    """A rollout with one answer of `model` to each EncodedPrompt, and its scores [P]."""
     ids = [prompt.ids for prompt in prompts]
     settings = {"generator": torch.Generator(model.device).manual_seed(seed), **sampling}
     rollout = sample(model, ids, 1, **settings)
@@ -87,7 +87,7 @@ def sample_and_score(model, reference, scorer: RewardScorer, prompts, sampling: 
 
 
 def reference_scale(reference, scorer, prompts, sampling: dict, seed: int) -> dict[str, float]:
-    """Mean and standard deviation of the rewards of one reference answer to each prompt."""
+    """Mean and standard deviation of the scores of one reference answer to each prompt."""
     return reward_scale(sample_and_score(reference, reference, scorer, prompts, sampling, seed)[1])
 
 
