@@ -99,21 +99,25 @@ def check(config: Config) -> None:
     run_folder.check_training(config, may_be_unfinished=REWARD_MODEL)
 
 
-def initial_state(config: Config, policy, checkpoint: dict) -> tuple:
+def initial_state(config: Config, policy, state: dict) -> tuple:
     """Optimiser, random generator and baseline; restored, like the policy, from a checkpoint."""
+    before, scale = state["before"], state["reward_scale"]
+    start = standardise(before["reward/mean"], scale["mean"], scale["std"])
+    start -= config.missing_end_penalty * (1 - before["finished/rate"])
+    start -= config.kl * before["kl/mean"]  # now the mean reward before training
     optimiser = MasterAdamW(policy)
     generator = torch.Generator(policy.device).manual_seed(config.seed)
-    baseline = {  # after standardising, the reference model's mean score is 0
-        "moving-average": baselines.MovingAverage(start=0.0),
-        "ema": baselines.ExponentialAverage(value=0.0, decay=config.ema_decay),
+    baseline = {
+        "moving-average": baselines.MovingAverage(start),
+        "ema": baselines.ExponentialAverage(start, config.ema_decay),
         "leave-one-out": baselines.LeaveOneOut(),
         "none": baselines.NoBaseline(),
     }[config.baseline]
-    if "policy" in checkpoint:
-        policy.load_state_dict(checkpoint.pop("policy"))
-        optimiser.load_state_dict(checkpoint.pop("optimiser"))
-        generator.set_state(checkpoint.pop("generator"))
-        baseline = replace(baseline, **checkpoint.pop("baseline"))
+    if "policy" in state:
+        policy.load_state_dict(state.pop("policy"))
+        optimiser.load_state_dict(state.pop("optimiser"))
+        generator.set_state(state.pop("generator"))
+        baseline = replace(baseline, **state.pop("baseline"))
     return optimiser, generator, baseline
 
 

@@ -25,16 +25,18 @@ def reward_outputs(reward_model, prompt: list[int], answer: list[int]) -> Tensor
     return reward_model.score(hidden).detach()
 
 
-def plain_policy_loop(config, rollouts: list, reward_scale: dict, end_ids: list[int]):
+def plain_policy_loop(config, rollouts: list, reward_scale: dict, end_ids: list[int], start: float):
     """Train a policy on answers that were sampled before; returns its weights and the metrics.
 
     config: settings of train_policy.py; rollouts: one per step, and with --reading win one more of
-    the reference model after each; reward_scale: {"mean", "std"} of the reference's scores.
+    the reference model after each; reward_scale: {"mean", "std"} of the reference's scores;
+    start: the baseline of the first step.
     """
     policy, reference = (AutoModelForCausalLM.from_pretrained(config.model) for _ in range(2))
+    policy.get_input_embeddings().padding_idx = None  # train the pad token too: it may be the end
     reward_model = AutoModelForSequenceClassification.from_pretrained(config.reward_model)
     optimiser = torch.optim.AdamW(policy.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
-    rollouts, all_rewards, average, metrics = list(rollouts), [], 0.0, []
+    rollouts, all_rewards, average, metrics = list(rollouts), [], start, []
     for step in range(config.steps):
         # 1. Answers y sampled from π: here given.
         rollout = rollouts.pop(0)
@@ -62,7 +64,7 @@ def plain_policy_loop(config, rollouts: list, reward_scale: dict, end_ids: list[
             s["reward"] -= config.kl * s["kl"]
         # 4. Advantage: reward minus baseline.  The baseline never contains the answer itself.
         rewards = [s["reward"] for s in samples]
-        baseline = sum(all_rewards) / len(all_rewards) if all_rewards else 0.0
+        baseline = sum(all_rewards) / len(all_rewards) if all_rewards else start
         baseline = {"moving-average": baseline, "ema": average}.get(config.baseline, 0.0)
         for i, s in enumerate(samples):
             b = baseline

@@ -1,6 +1,7 @@
-"""The numbers of short runs of all three scripts, as the first version of this project wrote them.
+"""The numbers of short runs of all three scripts, as an earlier commit wrote them.
 
-A change of form must not change a number.  golden.json was written by commit 9fde692:
+A change of form must not change a number.  golden.json was first written by commit 9fde692, before
+the code was put into folders, and again where a mistake was corrected (docs/LOG.md says when):
 
     python tests/test_golden.py > tests/golden.json        # rewrite it only if a number must change
 

@@ -194,3 +194,12 @@ def test_without_partial_batches_every_batch_is_full():
     for epoch in range(3):
         rows = [i for b in batches[3 * epoch : 3 * epoch + 3] for i in b]
         assert len(set(rows)) == 9
+
+
+def test_a_weight_whose_memory_is_transposed_is_updated():
+    model = torch.nn.Linear(3, 2, bias=False)
+    model.weight = torch.nn.Parameter(torch.ones(3, 2).t())
+    optimiser = MasterAdamW(model)
+    model(torch.ones(1, 3)).sum().backward()
+    optimiser.step(0.1, 1.0)
+    assert_close(model.weight.detach(), torch.full((2, 3), 0.9))

@@ -117,7 +117,11 @@ def test_a_run_equals_a_plain_loop(tiny_run, tmp_path, monkeypatch, head, settin
     finished = torch.cat([r.finished.flatten() for r in rollouts])
     assert finished.any() and not finished.all()
     scale = json.loads((tmp_path / "out" / "run.json").read_text())["data"]["reward_scale"]
-    expected, logged = plain_policy_loop(config, rollouts, scale, [2, *range(40, 70)])
+    before = json.loads((tmp_path / "out" / "summary.json").read_text())["before"]
+    score = (before["reward/mean"] - scale["mean"]) / scale["std"]
+    unfinished = (1 - before["finished/rate"]) * config.missing_end_penalty
+    ends, first = [2, *range(40, 70)], score - unfinished - config.kl * before["kl/mean"]
+    expected, logged = plain_policy_loop(config, rollouts, scale, ends, first)
     metrics = rows_of(tmp_path / "out" / "metrics.jsonl")
     for row, wanted in zip(metrics, logged, strict=True):
         assert {k: row[k] for k in wanted} == pytest.approx(wanted, abs=2e-3, rel=1e-3)
@@ -131,6 +135,22 @@ def test_a_run_equals_a_plain_loop(tiny_run, tmp_path, monkeypatch, head, settin
     if config.reading == "win":  # every other rollout is the reference model's, which never changes
         close(dict(models[1].named_parameters()), start, atol=0)
         assert all(model is models[1] for model in models[1::2]) and models[0] is not models[1]
+
+
+@pytest.mark.parametrize("baseline", ["moving-average", "ema"])
+def test_trap_8_the_baseline_starts_at_the_mean_reward_before_training(
+    tiny_run, tmp_path, baseline
+):
+    """With another model as reference the mean reward is far from 0 before the first step."""
+    other = tiny_folder(tmp_path / "other", "smol", seed=5)
+    prompts = [{"prompt": f"{a} {b}"} for a in NAMES for b in NAMES]
+    settings = {"eval_data": [write_rows(tmp_path / "eval.jsonl", prompts)], "steps": 1}
+    settings |= {"samples": 16, "batch_size": 128, "reference": str(other), "kl": 0.5}
+    run(tiny_run, tmp_path / "out", baseline=baseline, **settings)
+    (row,) = rows_of(tmp_path / "out" / "metrics.jsonl")
+    error = row["advantage/std"] * math.sqrt(1 / 128 + 1 / 64)
+    assert abs(row["reward/with_kl"]) > 10 * error
+    assert abs(row["advantage/mean"]) < 5 * error
 
 
 def test_trap_22_the_reward_scale_is_that_of_the_reference_model(tiny_run, tmp_path, monkeypatch):

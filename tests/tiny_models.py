@@ -147,11 +147,18 @@ BOS_TURNS = (  # Llama: the template writes a BOS, and the tokenizer adds one to
     "{% else %}{{ '[INST] ' + m['content'] | trim + ' [/INST]' }}{% endif %}"
     "{% endfor %}"
 )
+GEMMA = (  # a turn ends with another token than eos_token
+    "{{ bos_token }}{% for m in messages %}"
+    "{% set role = 'model' if m['role'] == 'assistant' else m['role'] %}"
+    "{{ '<start_of_turn>' + role + '\n' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
 # name: (template, unk, BOS, end, pad, does the tokenizer add a BOS by itself?)
 TOKENIZERS = {
     "chatml": (CHATML, "<unk>", None, "<|im_end|>", "<pad>", False),
     "smol": (SMOL, "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|im_end|>", False),
     "bos": (BOS_TURNS, "<unk>", "<s>", "</s>", "</s>", True),
+    "gemma": (GEMMA, "<unk>", "<s>", "<eos>", "<pad>", True),
     "plain": (None, "<unk>", "<s>", "</s>", "<pad>", True),
     "one-special": (None, *["<|endoftext|>"] * 4, False),  # pad = unk = BOS = end, as in GPT-2
 }
@@ -161,6 +168,7 @@ def tiny_tokenizer(kind: str) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer of at most 320 tokens, some of them merged letters."""
     template, unk, bos, end, pad, adds_bos = TOKENIZERS[kind]
     turns = ["<|im_start|>", "<|im_end|>"] if template and "im_start" in template else []
+    turns += ["<start_of_turn>", "<end_of_turn>"] if template == GEMMA else []
     names = [name for name in (unk, bos, end, pad, *turns) if name]
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

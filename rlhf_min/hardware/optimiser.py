@@ -24,6 +24,7 @@ class MasterAdamW:
         self.masters, self.adams = [], []  # adams: one AdamW for every piece of every master
         settings = {"betas": (0.9, 0.95), "weight_decay": weight_decay, "fused": True}
         for index, weight in enumerate(self.weights):
+            weight.data = weight.data.contiguous()  # `pieces` of another order would be copies
             master = weight.detach()
             if weight.dtype not in (torch.float32, torch.float64):
                 master = master.float()

@@ -45,8 +45,8 @@ class MovingAverage(NoBaseline):
 class ExponentialAverage(NoBaseline):
     """b ← ρ·b + (1 − ρ)·mean(R), ρ = decay.
 
-    `value` must start at the reference's mean reward, which is 0 for standardised rewards.  If it
-    started at 0 for ratings of 1 to 10, all advantages would be positive for about 1/(1 − ρ) steps.
+    `value` must start at the mean reward before training.  If it started at 0 for ratings of 1 to
+    10, all advantages would be positive for about 1/(1 − ρ) steps.
     """
 
     value: float = 0.0

@@ -26,7 +26,7 @@ def ppo_clip(
     log_probs [p, K] with gradient; old_log_probs, advantages [p, K]; count: answers of the whole
     step; clip: ε → scalar.  Where ρ = 1 its gradient is that of `reinforce`.
     """
-    # e²⁰ is far beyond any ε; without the bound an infinite ratio makes the gradient NaN.
+    # e²⁰ is far beyond any ε; an infinite ratio would make the gradient NaN instead of 0.
     ratio = (log_probs - old_log_probs.detach()).clamp_max(20).exp()
     a = advantages.detach()
     return -torch.minimum(ratio * a, ratio.clamp(1 - clip, 1 + clip) * a).sum() / count

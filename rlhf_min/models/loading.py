@@ -59,6 +59,8 @@ def load_model(auto_class, path: str, dtype: torch.dtype, labels: int | None = N
             f"{path} lacks the weight {missing[0]}, which would be left random: "
             "give a decoder language model saved with save_pretrained"
         )
+    # Else the pad token's embedding is never trained, and with pad = end every answer has it.
+    model.get_input_embeddings().padding_idx = None
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return use_products(model.to(device).eval()), info
 

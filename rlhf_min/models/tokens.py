@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 
 from rlhf_min import InputError
 
@@ -15,10 +16,10 @@ class EncodedPrompt:
 
 
 def end_token_ids(model, tokenizer) -> list[int]:
-    """Token ids that end an answer: from the tokenizer and from the generation config."""
+    """Token ids that end an answer: from tokenizer, chat template and generation config."""
     extra = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     extra = extra if isinstance(extra, list) else [extra]
-    return sorted({tokenizer.eos_token_id, *extra} - {None})
+    return sorted({tokenizer.eos_token_id, turn_end(tokenizer)[0], *extra} - {None})
 
 
 def chat_text(tokenizer, prompt: str | list[dict], answer: str | None = None) -> str:
@@ -75,12 +76,29 @@ def encode_answer(tokenizer, prompt: str | list[dict], answer: str, end: bool = 
     It is encoded without the prompt, whose tokens must not depend on it.  What the template adds
     after the end token is left out, because rollouts do not have it.
     """
+    end_id, after = turn_end(tokenizer)
     if tokenizer.chat_template:
         before, whole = chat_text(tokenizer, prompt), chat_text(tokenizer, prompt, answer)
         if whole.startswith(before):
-            answer = whole.removeprefix(before).rsplit(tokenizer.eos_token, 1)[0]
+            answer = whole.removeprefix(before).removesuffix(after)
     ids = tokenizer(answer, add_special_tokens=False).input_ids
-    return [*ids, tokenizer.eos_token_id] if end else ids
+    return [*ids, end_id] if end else ids
+
+
+@lru_cache(maxsize=16)
+def turn_end(tokenizer) -> tuple[int, str]:
+    """The token id that ends an answer, and the chat template's text from that token on.
+
+    It is the first special token that the template writes after an answer: Gemma's <end_of_turn>
+    is not its eos_token.  Without a template, or such a token, it is eos_token.
+    """
+    if tokenizer.chat_template:
+        after = chat_text(tokenizer, "question", "\u2063").partition("\u2063")[2]
+        special = {i: str(t) for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+        for i in tokenizer(after, add_special_tokens=False).input_ids:
+            if i in special:
+                return i, after[after.find(special[i]) :]
+    return tokenizer.eos_token_id, ""
 
 
 def same_tokens(tokenizer, other) -> bool:
