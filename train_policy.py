@@ -54,7 +54,9 @@ class Config:
     clip: float = option(0.2, "epsilon of ppo-clip")
     ema_decay: float = option(0.9, "decay of --baseline ema", at_least=0, below=1)
     kl: float = option(0.2, "weight of the KL penalty, reward per nat", "--beta", at_least=0)
-    missing_end_penalty: float = option(1.0, "taken from answers without an end, in std of rewards")
+    missing_end_penalty: float = option(
+        1.0, "taken from standardised scores of answers without an end"
+    )
     reading: Literal["mean", "entropic", "win"] = option(
         "mean", "how ratings become a reward (win, against the reference's answer: any head)"
     )
@@ -70,7 +72,7 @@ class Config:
     lr: float = option(5e-4, "learning rate", "--learning-rate", above=0)
     warm_up: int = option(5, "steps with a rising learning rate")
     max_grad_norm: float = option(1.0, "gradients with a larger norm are scaled down to it")
-    micro_batch: int = option(16, "prompts per forward and backward pass, at most", at_least=1)
+    micro_batch: int = option(16, "prompts per backward pass, each with all answers", at_least=1)
     gradient_checkpointing: bool = option(False, "less memory, about a third more time")
     dtype: Literal["auto", "float32", "bfloat16"] = option("float32", "what the models compute in")
     out: str = option("runs/policy", "folder of the run", heading="Run")
@@ -111,7 +113,7 @@ def initial_state(config: Config, policy, state: dict) -> tuple:
         "moving-average": baselines.MovingAverage(start),
         "ema": baselines.ExponentialAverage(start, config.ema_decay),
         "leave-one-out": baselines.LeaveOneOut(),
-        "none": baselines.NoBaseline(),
+        "none": baselines.Baseline(),
     }[config.baseline]
     if "policy" in state:
         policy.load_state_dict(state.pop("policy"))
@@ -139,7 +141,6 @@ def train(config: Config, policy, reference, scorer, prompts, sampling, evaluate
     K, P = config.samples, config.batch_size // config.samples
     temperature, max_rows = config.temperature, config.micro_batch
     loss, gold, first = choose_loss(config), evaluation.gold_of(config.data), state["step"]
-    scale = state["reward_scale"]  # of the reference model's scores
     optimiser, generator, baseline = initial_state(config, policy, state)
     sampling = {**sampling, "generator": generator}
     for step in (bar := tqdm(range(first, config.steps), "policy", config.steps, initial=first)):
@@ -149,16 +150,17 @@ def train(config: Config, policy, reference, scorer, prompts, sampling, evaluate
 
         # Sample K answers to each of P prompts, without gradient, and score them.
         rollout = sample(policy, ids, K, **sampling)  # answers [P][K]
-        rivals = sample(reference, ids, 1, **sampling) if scorer.needs_reference else None
+        ref_rollout = sample(reference, ids, 1, **sampling) if scorer.needs_reference else None
         clock("sample")
-        scores_PK, weights_PK = scorer.score(rollout, texts, rivals)  # weights: 1, see --weight
-        rewards_PK = standardise(scores_PK, scale["mean"], scale["std"])
+        scores_PK, weights_PK = scorer.score(rollout, texts, ref_rollout)  # weights: --weight
+        rewards_PK = standardise(scores_PK, **state["reward_scale"])  # mean, std
         rewards_PK = penalise_missing_end(rewards_PK, rollout.finished, config.missing_end_penalty)
         clock("score")
         ref_PK = rollout_log_probs(reference, rollout, temperature, max_rows)  # log π_ref
         clock("reference")
 
-        # Update.  old_PK: log π(y|x) before the first update; total rewards and advantages use it.
+        # The first update's forward pass also gives old_PK, total rewards and advantages: a micro-
+        # batch holds all K answers to its prompts p (a list of indices), so it needs no other.
         log_probs_PK, old_PK, total_rewards_PK, advantages_PK = ref_PK.new_empty(4, P, K)
         lr = config.lr * warm_up(step, config.warm_up)
         for update in range(config.updates):

@@ -1,7 +1,8 @@
 """The policy training loop in plain PyTorch: one answer at a time, in the order of the formulas.
 
 train_policy.py computes the same numbers with prompt trees, micro-batches and chunks of logits;
-test_train_policy.py runs both on the same sampled answers and compares them.
+test_train_policy.py runs both on the same sampled answers and compares them.  What is for
+`config.reading` and s["weight"] belongs to the ratings head: skip it on a first reading.
 """
 
 import math
@@ -56,22 +57,25 @@ def plain_policy_loop(config, rollouts: list, reward_scale: dict, end_ids: list[
             s["reward"] = (s["score"] - reward_scale["mean"]) / reward_scale["std"]
             if s["answer"][-1] not in end_ids:
                 s["reward"] -= config.missing_end_penalty
-            # 3. KL penalty: R = r − β·log[π(y|x)/π_ref(y|x)].
+            # 3. KL penalty: R = r' − β·log[π(y|x)/π_ref(y|x)].
             question = s["prompt"], s["answer"], config.temperature
             s["old"] = answer_log_prob(policy, *question).item()
             ref = answer_log_prob(reference, *question).item()
             s["kl"] = s["old"] - ref
-            s["reward"] -= config.kl * s["kl"]
+            s["total"] = s["reward"] - config.kl * s["kl"]
         # 4. Advantage: reward minus baseline.  The baseline never contains the answer itself.
-        rewards = [s["reward"] for s in samples]
-        baseline = sum(all_rewards) / len(all_rewards) if all_rewards else start
-        baseline = {"moving-average": baseline, "ema": average}.get(config.baseline, 0.0)
+        rewards = [s["total"] for s in samples]
+        baseline = 0.0
+        if config.baseline == "moving-average":
+            baseline = sum(all_rewards) / len(all_rewards) if all_rewards else start
+        elif config.baseline == "ema":
+            baseline = average
         for i, s in enumerate(samples):
             b = baseline
             if config.baseline == "leave-one-out":
                 group = [j for j, other in enumerate(samples) if other["group"] == s["group"]]
                 b = sum(rewards[j] for j in group if j != i) / (len(group) - 1)
-            s["advantage"] = (s["reward"] - b) * s["weight"]
+            s["advantage"] = (s["total"] - b) * s["weight"]
         # 5. Loss, gradient, optimiser step.
         for _ in range(config.updates):
             loss, clipped = 0.0, 0
@@ -99,7 +103,7 @@ def plain_policy_loop(config, rollouts: list, reward_scale: dict, end_ids: list[
             return sum(s[name] for s in samples) / len(samples)
 
         metrics.append({
-            "reward/mean": mean("score"), "reward/with_kl": mean("reward"), "kl/mean": mean("kl"),
+            "reward/mean": mean("score"), "reward/with_kl": mean("total"), "kl/mean": mean("kl"),
             "baseline/value": baseline, "advantage/mean": mean("advantage"), "grad/norm": norm,
             "clip/fraction": clipped / len(samples),
             "length/mean": sum(len(s["answer"]) for s in samples) / len(samples),

@@ -48,7 +48,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A prompt and the answers of models a and b; in order 0 the answer of `first` comes first."""
+    """A prompt and the answers of models a and b.  Order 0 begins with the answer of `first`."""
 
     prompt: Prompt
     a: str
@@ -59,7 +59,8 @@ class Comparison:
 
     def sides(self, order: int) -> tuple[str, str]:
         """The models ("a" and "b") whose answers are shown first and second in order 0 or 1."""
-        return ("a", "b") if (self.first == "a") == (order == 0) else ("b", "a")
+        second = "b" if self.first == "a" else "a"
+        return (self.first, second) if order == 0 else (second, self.first)
 
     def question(self, order: int) -> tuple[Prompt, str, str]:
         """The arguments of a judge: prompt, first answer, second answer."""

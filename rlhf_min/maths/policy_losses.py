@@ -2,7 +2,7 @@
 
 The log-derivative trick, ∇E[R] = E[R·∇log π(y|x)] for y ~ π, turns the gradient of an expectation
 into an average over samples (Williams 1992).  The gradient of `reinforce` is minus that average;
-so is that of `ppo_clip` before the first of several updates.
+so is that of `ppo_clip` in the first of several updates, where ρ = 1.
 """
 
 import torch

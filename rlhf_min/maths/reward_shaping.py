@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def reward_scale(scores: Tensor) -> dict[str, float]:
-    """Mean and standard deviation of the reference model's scores [...] (1 if all are equal)."""
+    """Mean and standard deviation of the reference's scores [...]; std is 1 if all are equal."""
     scores = scores.double()
     std = scores.std().item() if scores.numel() > 1 else 0.0
     return {"mean": scores.mean().item(), "std": std if std > 1e-6 else 1.0}
@@ -25,9 +25,9 @@ def penalise_missing_end(rewards: Tensor, finished: Tensor, penalty: float) -> T
 
 
 def with_kl(rewards: Tensor, log_probs: Tensor, ref_log_probs: Tensor, beta: float) -> Tensor:
-    """R = r − β·log[π(y|x)/π_ref(y|x)] (Ahmadian et al. 2024, eq. 3).
+    """R = r' − β·log[π(y|x)/π_ref(y|x)] (Ahmadian et al. 2024, eq. 3).
 
-    rewards r, standardised; log_probs, ref_log_probs; all [...]; beta in reward units per nat
+    rewards r', standardised; log_probs, ref_log_probs; all [...]; beta in reward units per nat
     → [...], a constant for autograd.
     """
     return (rewards - beta * (log_probs - ref_log_probs)).detach()

@@ -3,9 +3,10 @@
 In plain PyTorch, for one prompt x and one answer y of T tokens:
 
     logits = model(torch.tensor([x + y])).logits[0, len(x) - 1 : -1]    # [T, V], one token earlier
-    log_p = logits.log_softmax(-1)                                      # [T, V]
+    log_p = (logits / temperature).log_softmax(-1)                      # [T, V]
     log_prob = log_p[range(T), y].sum()                                 # log π(y|x), a sum
 
+Everywhere π means the distribution that is sampled from: softmax(logits / temperature).
 `answer_log_probs` computes the same for whole trees, without the [T, V] logits of all answers.  A
 tree holds some prompts and their answers as one batch; `tree_batches` yields the prompts' indices
 and the tree.  That is all a first reader needs to know about trees (prompt_tree.py).

@@ -46,7 +46,8 @@ def separate_pad(model, tokenizer) -> None:
     """Give tokenizer and model another pad token if the tokenizer's pad token is its end token.
 
     transformers reads the score at the last token that is not padding.  With pad = end (as in
-    SmolLM2-Instruct) that is the token *before* the end.  This code does not look for padding.
+    SmolLM2-Instruct) that is the token *before* the end.  This code does not look for
+    padding, but others who load the saved folder do.
     """
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         others = tokenizer.unk_token, tokenizer.bos_token
@@ -74,7 +75,7 @@ def win_probability(first: Tensor, second: Tensor) -> Tensor:
 
 def wins(first: Tensor, second: Tensor) -> Tensor:
     """1 where the first answer is likelier to win, 0 where the second is, ½ for a tie: [B]."""
-    # Both orders are computed, so that rounding decides no tie.
+    # P may be 0.5000001 for equal outputs; the difference of both orders is then exactly 0.
     return (win_probability(first, second) - win_probability(second, first)).sign() / 2 + 0.5
 
 

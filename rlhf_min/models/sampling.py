@@ -41,6 +41,7 @@ def sample(
     running = torch.ones(total, dtype=torch.bool, device=device)
     ends = torch.tensor(end_ids, device=device)
     with decoding_mode(model, max_new_tokens):
+        # decoder(token [rows]) appends a token to each row and returns the next logits [rows, V].
         decoder = make_decoder(model, prompts, samples, max_new_tokens)
         logits = decoder.logits
         for t in range(max_new_tokens):
@@ -53,7 +54,7 @@ def sample(
             count = int(running.sum())
             if t + 1 == max_new_tokens or not count:
                 break
-            if count <= decoder.compact_below * len(running):  # drop finished rows
+            if count <= decoder.compact_below * len(running):  # drop finished rows: it costs time
                 keep = running.nonzero()[:, 0]
                 decoder.keep(keep)
                 answer_of, token, running = answer_of[keep], token[keep], running[keep]

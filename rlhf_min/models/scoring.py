@@ -40,8 +40,8 @@ class RewardScorer:
         prompts [P]: text or messages; reference: the reference's answers, if `needs_reference`.
         """
         outputs = self.rollout_outputs(rollout, prompts)
-        against = self.rollout_outputs(reference, prompts) if self.needs_reference else None
-        scores = reward_from(outputs, self.reading, self.b, against)
+        others = self.rollout_outputs(reference, prompts) if self.needs_reference else None
+        scores = reward_from(outputs, self.reading, self.b, others)
         return scores, confidence_weight(outputs, self.weight)
 
     def rollout_outputs(self, rollout: Rollout, prompts: list) -> Tensor:

@@ -82,8 +82,9 @@ def sample_and_score(model, reference, scorer: RewardScorer, prompts, sampling: 
     ids = [prompt.ids for prompt in prompts]
     settings = {"generator": torch.Generator(model.device).manual_seed(seed), **sampling}
     rollout = sample(model, ids, 1, **settings)
-    against = sample(reference, ids, 1, **settings) if scorer.needs_reference else None
-    return rollout, scorer.score(rollout, [p.prompt for p in prompts], against)[0][:, 0]
+    reference_rollout = sample(reference, ids, 1, **settings) if scorer.needs_reference else None
+    texts = [prompt.prompt for prompt in prompts]
+    return rollout, scorer.score(rollout, texts, reference_rollout)[0][:, 0]
 
 
 def reference_scale(reference, scorer, prompts, sampling: dict, seed: int) -> dict[str, float]:
