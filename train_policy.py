@@ -5,7 +5,6 @@
     python train_policy.py --baseline leave-one-out --objective ppo-clip --updates 2 --out runs/ppo
 
 Axes, as suffixes of names: P prompts of a step, K answers to each, p prompts of a micro-batch.
-The models stay in evaluation mode: without dropout sampling and training compute the same.
 Left out on purpose: a value network, rewards per token, several GPUs, a sampling server.
 """
 

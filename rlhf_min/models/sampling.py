@@ -41,9 +41,8 @@ def sample(
     running = torch.ones(total, dtype=torch.bool, device=device)
     ends = torch.tensor(end_ids, device=device)
     with decoding_mode(model, max_new_tokens):
-        # decoder(token [rows]) appends a token to each row and returns the next logits [rows, V].
         decoder = make_decoder(model, prompts, samples, max_new_tokens)
-        logits = decoder.logits
+        logits = decoder.logits  # [rows, V]; decoder(token [rows]) gives the next ones
         for t in range(max_new_tokens):
             z = logits if temperature == 1 else logits.float() / temperature
             probabilities = z.softmax(-1, dtype=torch.float32)
