@@ -15,8 +15,9 @@ import torch
 from rlhf_min import InputError
 from rlhf_min.data.files import read_json
 from rlhf_min.hardware import disk
+from rlhf_min.reporting.folder_files import CHECKPOINTS
 
-NEWEST, PREVIOUS = NAMES = "checkpoint.pt", "checkpoint-previous.pt"
+NEWEST, PREVIOUS = CHECKPOINTS
 
 
 def random_states() -> dict:
@@ -41,10 +42,19 @@ def save_checkpoint(out: Path, state: dict) -> None:
     newest = out / NEWEST
     with disk.replaced(newest) as draft:
         with draft.open("wb") as file:
-            torch.save({**state, "random": random_states()}, file)
+            _save({**state, "random": random_states()}, file)
         disk.sync(draft)  # before the checkpoint of that name moves on
         if newest.exists():
             os.replace(newest, out / PREVIOUS)
+
+
+def _save(state: dict, file) -> None:
+    """`torch.save`, which on a full disk may raise a RuntimeError on top of the OSError."""
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:
+        cause = error.__context__
+        raise cause if isinstance(cause, OSError) else error from None
 
 
 def load_checkpoint(out: str | Path) -> dict | None:
@@ -54,7 +64,7 @@ def load_checkpoint(out: str | Path) -> dict | None:
     """
     folder, damaged = Path(out), []
     run = read_json(folder / "run.json").get("id")
-    for name in NAMES:
+    for name in CHECKPOINTS:
         path = folder / name
         if not path.exists():
             continue
@@ -73,7 +83,7 @@ def load_checkpoint(out: str | Path) -> dict | None:
 
 def delete_checkpoints(out: Path) -> None:
     """Delete the checkpoints of a finished run."""
-    for name in NAMES:
+    for name in CHECKPOINTS:
         (out / name).unlink(missing_ok=True)
 
 

@@ -8,11 +8,11 @@ from functools import wraps
 from pathlib import Path
 
 from rlhf_min import InputError
-from rlhf_min.reporting import checkpoints
 
 LOCK = ".lock"
+CHECKPOINTS = ["checkpoint.pt", "checkpoint-previous.pt"]  # the newest first
 # All that a run writes besides run.json; summary.json is first, because it marks a finished run.
-RESULTS = ["summary.json", *checkpoints.NAMES, "metrics.jsonl", "samples.jsonl", "report.html"]
+RESULTS = ["summary.json", *CHECKPOINTS, "metrics.jsonl", "samples.jsonl", "report.html"]
 RESULTS += ["held_out_scores.jsonl", "answers.jsonl", "verdicts.jsonl", "verdicts.csv"]
 RESULTS += ["comparisons.jsonl", "tensorboard/events.out.tfevents.*"]
 PLOTS = "reward kl baseline_and_advantage length loss accuracy reward_histogram reliability"
@@ -74,7 +74,7 @@ def locked(out: str):
                 (folder / LOCK).unlink()
             file.close()
         for path in made:
-            with suppress(OSError):  # it holds files now, or was never made
+            with suppress(OSError, ValueError):  # it holds files now, or was never made
                 path.rmdir()
 
 
