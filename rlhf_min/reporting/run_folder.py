@@ -151,8 +151,7 @@ class RunLog:
         line = json.dumps(row) + "\n"
         self.metrics += line
         with disk.writing(self.out / "metrics.jsonl"):
-            if self.file.write(line.encode()) < len(line):  # all characters are ASCII
-                raise OSError("No space left on the device")
+            self.file.write(line.encode())
         self.track(step, {k: v for k, v in row.items() if isinstance(v, (int, float))})
         if bar is not None:
             shown = {name: metrics[key] for name, key in IN_BAR.items() if key in metrics}
