@@ -81,13 +81,15 @@ def _from_hub(auto_class, path: str, what: str, **settings):
 def save_model(model, tokenizer, out: str | Path) -> None:
     """Save model and tokenizer as an ordinary Hugging Face folder; each file is replaced whole.
 
-    Raises InputError when the disk is full or the folder is gone.
+    config.json is the last: where it is, the model is whole.  Raises InputError when the disk is
+    full or the folder is gone.
     """
     out = Path(out)
     with disk.writing(out), tempfile.TemporaryDirectory(dir=out, prefix=".saving-") as draft:
         model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
-        for file in [path for path in Path(draft).rglob("*") if path.is_file()]:
+        files = [path for path in Path(draft).rglob("*") if path.is_file()]
+        for file in sorted(files, key=lambda path: path.name == "config.json"):
             target = out / file.relative_to(draft)
             target.parent.mkdir(exist_ok=True)
             disk.move(file, target)

@@ -11,13 +11,20 @@ from rlhf_min import InputError
 
 LOCK = ".lock"
 CHECKPOINTS = ["checkpoint.pt", "checkpoint-previous.pt"]  # the newest first
-# All that a run writes besides run.json; summary.json is first, because it marks a finished run.
-RESULTS = ["summary.json", *CHECKPOINTS, "metrics.jsonl", "samples.jsonl", "report.html"]
+# All that a run writes besides run.json.  First the files that mark a finished run, a whole model.
+RESULTS = [
+    "summary.json",
+    "config.json",
+    *CHECKPOINTS,
+    "metrics.jsonl",
+    "samples.jsonl",
+    "report.html",
+]
 RESULTS += ["held_out_scores.jsonl", "answers.jsonl", "verdicts.jsonl", "verdicts.csv"]
 RESULTS += ["comparisons.jsonl", "tensorboard/events.out.tfevents.*"]
 PLOTS = "reward kl baseline_and_advantage length loss accuracy reward_histogram reliability"
 PLOTS = [f"{name}.png" for name in [*PLOTS.split(), "rating_distributions"]]
-MODEL = ["config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors"]
+MODEL = ["generation_config.json", "model.safetensors", "model-*-of-*.safetensors"]
 MODEL += ["model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "merges.txt"]
 MODEL += ["special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "spiece.model"]
 MODEL += ["tokenizer.model", "chat_template.jinja", "additional_chat_templates/*.jinja"]

@@ -81,8 +81,8 @@ def check_training(config, may_be_unfinished: str = "") -> None:
 
 
 def is_unfinished(folder: str) -> bool:
-    """Whether a run began in this folder and has not reached its summary."""
-    return (Path(folder) / "run.json").exists() and not (Path(folder) / "summary.json").exists()
+    """Whether a training run began in this folder and has not saved its whole model yet."""
+    return (Path(folder) / "run.json").exists() and not (Path(folder) / "config.json").exists()
 
 
 def write_missing_report(config) -> dict | None:
