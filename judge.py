@@ -10,6 +10,8 @@ to measure a model, use `--data zoo:held-out`.
 Left out on purpose: tournaments of many models, Elo ratings.
 """
 
+import rlhf_min.interrupts  # noqa: F401  first: Ctrl-C during the other imports
+
 import math
 import random
 from collections.abc import Callable
@@ -41,7 +43,7 @@ from rlhf_min.judging.llm_judge import OpenAIJudge
 from rlhf_min.models.answers import sample_texts
 from rlhf_min.models.layout import context_length
 from rlhf_min.models.loading import load_causal_lm, load_tokenizer
-from rlhf_min.reporting import report
+from rlhf_min.reporting import folder_files, report
 from rlhf_min.reporting.run_folder import RunLog, check_folder
 
 GIVE_UP = 10  # questions in a row without a reply that stop the run
@@ -81,8 +83,6 @@ def check(config: Config) -> None:
         raise InputError("--agreement judges the judge on given pairs: leave --a and --b out")
     if not config.agreement and not (config.a and config.b):
         raise InputError("two models are needed: give --a and --b (or --agreement FILE)")
-    if config.resume and config.overwrite:
-        raise InputError("--resume goes on with a run, --overwrite replaces it: give one of them")
     check_ranges(config)
     check_folder(config, may_differ=("concurrency", "timeout", "retries"))
 
@@ -205,6 +205,7 @@ def print_summary(config: Config, summary: dict) -> None:
     )
 
 
+@folder_files.exclusive
 def main(config: Config) -> dict:
     """Sample answers, ask the judge in both orders, settle, write; returns the summary."""
     check(config)
@@ -216,11 +217,11 @@ def main(config: Config) -> dict:
     else:
         comparisons = make_comparisons(config)
     rows = [asdict(comparison) for comparison in comparisons]
-    if config.overwrite:  # first, because old verdicts must never be read with new answers
-        verdicts_path.unlink(missing_ok=True)
-    log = VerdictLog(verdicts_path)  # refuses broken verdicts before anything is written
+    if config.resume:
+        VerdictLog(verdicts_path)  # refuses broken verdicts before anything is written
     run_log = RunLog("judge.py", config, {"fingerprint": fingerprint(rows)})
     run_log.write_rows(answers_path.name, rows)
+    log = VerdictLog(verdicts_path)
     try:
         judge_all(comparisons, log)
     finally:  # an interrupted run has results too

@@ -8,6 +8,8 @@ Axes, as suffixes of names: P prompts of a step, K answers to each, p prompts of
 Left out on purpose: a value network, rewards per token, several GPUs, a sampling server.
 """
 
+import rlhf_min.interrupts  # noqa: F401  first: Ctrl-C during the other imports
+
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Literal
@@ -32,7 +34,7 @@ from rlhf_min.models.log_probs import answer_log_probs, rollout_log_probs
 from rlhf_min.models.sampling import sample
 from rlhf_min.models.scoring import RewardScorer
 from rlhf_min.models.tokens import encode_prompts, end_token_ids
-from rlhf_min.reporting import evaluation, run_folder
+from rlhf_min.reporting import checkpoints, evaluation, folder_files, run_folder
 from rlhf_min.reporting.evaluation import step_metrics
 
 
@@ -194,9 +196,12 @@ def train(config: Config, policy, reference, scorer, prompts, sampling, evaluate
             log.checkpoint(step + 1, state | models | others)
 
 
+@folder_files.exclusive
 def main(config: Config) -> dict:
     """Train, evaluate before and after, save; returns the summary."""
     check(config)
+    if summary := run_folder.write_missing_report(config):
+        return summary
     prompts = read_prompts(config.data)
     prompts, held_out, _ = hold_out(prompts, read_prompts, config, 0.1, config.eval_prompts)
     check_batch_size(config.batch_size, config.samples, len(prompts))
@@ -219,14 +224,14 @@ def main(config: Config) -> dict:
         evaluation.evaluate_policy, reference=reference, scorer=scorer, prompts=held_out,
         sampling=sampling, gold=evaluation.gold_of(config.data),
     )  # fmt: skip
-    state = run_folder.load_checkpoint(config.out) if config.resume else None
+    state = checkpoints.load_checkpoint(config.out) if config.resume else None
     if not state:
         before, answers = evaluate(policy)
         first = prompts[: config.ruler_prompts]
         scale = evaluation.reference_scale(reference, scorer, first, sampling, config.seed)
         state = {"step": 0, "reward_scale": scale, "before": before, "samples": answers}
     metadata["reward_scale"] = state["reward_scale"]
-    log = run_folder.RunLog("train_policy.py", config, metadata, state["step"])
+    log = run_folder.RunLog("train_policy.py", config, metadata, state)
     with log.stop_between_steps():
         train(config, policy, reference, scorer, prompts, sampling, evaluate, log, state)
     loading.save_model(policy, tokenizer, config.out)

@@ -9,6 +9,8 @@ Axes in comments: N pairs of a step, n pairs of a micro-batch.
 Left out on purpose: learning-rate searches, several GPUs, quantised weights.
 """
 
+import rlhf_min.interrupts  # noqa: F401  first: Ctrl-C during the other imports
+
 import math
 import random
 from collections import Counter
@@ -30,7 +32,7 @@ from rlhf_min.models import loading
 from rlhf_min.models.batches import padding_share, tree_batches
 from rlhf_min.models.layout import context_length
 from rlhf_min.models.reward_model import branch_outputs, new_reward_model, separate_pad, wins
-from rlhf_min.reporting import evaluation, report, run_folder
+from rlhf_min.reporting import checkpoints, evaluation, folder_files, report, run_folder
 from rlhf_min.zoo import start_model
 
 TIES = {"half": 0.5, "strict": 0.0}
@@ -185,9 +187,12 @@ def train(config: Config, model, pairs, held_out, steps: int, log, checkpoint: d
     return evaluated or evaluation.evaluate_reward_model(model, held_out, tie)
 
 
+@folder_files.exclusive
 def main(config: Config) -> dict:
     """Train, evaluate, save; returns the summary."""
     check(config)
+    if summary := run_folder.write_missing_report(config):
+        return summary
     pairs, held_out, dropped = read_pairs(config)
     start_model.build_if_missing(config.model)
     tokenizer = loading.load_tokenizer(config.model)
@@ -205,16 +210,15 @@ def main(config: Config) -> dict:
         if count:
             print(f"{count} pairs dropped or noted: {reason}")
     metadata = {"pairs/train": len(pairs), "pairs/held_out": len(held_out), "dropped": dropped}
-    metadata["fingerprint"] = preferences.fingerprint(
-        [[pair.prompt, *pair.answers] for pair in pairs]
-    )
+    encoded = [[pair.prompt, *pair.answers] for pair in pairs]
+    metadata["fingerprint"] = preferences.fingerprint(encoded)
 
     torch.manual_seed(config.seed)
     steps = config.max_steps
     if steps < 0:
         steps = math.ceil(config.epochs * math.ceil(len(pairs) / config.batch_size))
-    checkpoint = (config.resume and run_folder.load_checkpoint(config.out)) or {"step": 0}
-    log = run_folder.RunLog("train_rm.py", config, metadata, checkpoint["step"])
+    checkpoint = (config.resume and checkpoints.load_checkpoint(config.out)) or {"step": 0}
+    log = run_folder.RunLog("train_rm.py", config, metadata, checkpoint)
     with log.stop_between_steps():
         metrics, outputs = train(config, model, pairs, held_out, steps, log, checkpoint)
     loading.save_model(model, tokenizer, config.out)

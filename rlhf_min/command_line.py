@@ -2,7 +2,7 @@
 
 Every field of a settings dataclass is a flag: `max_new_tokens` is `--max-new-tokens` (underscores
 work too), a bool is a switch, a `Literal` lists the choices, a list takes several values.
-Exit codes: 0 done, 2 a setting or an input is wrong, 130 interrupted.
+Exit codes: 0 done, 2 a setting or an input is wrong, 130 interrupted by Ctrl-C or SIGTERM.
 """
 
 import argparse
@@ -11,12 +11,13 @@ import difflib
 import math
 import operator
 import os
+import signal
 import sys
 import typing
 from collections.abc import Callable
 from contextlib import suppress
 
-from rlhf_min import InputError
+from rlhf_min import InputError, interrupts
 
 BOUNDS = {"at_least": operator.ge, "above": operator.gt}
 BOUNDS |= {"at_most": operator.le, "below": operator.lt}
@@ -58,6 +59,7 @@ def run(main: Callable, config_class: type, argv: list[str] | None = None) -> in
     error is a bug and keeps its traceback.
     """
     try:
+        interrupts.install(signal.default_int_handler)  # it raises KeyboardInterrupt
         main(parse(config_class, argv))
         sys.stdout.flush()
         return 0

@@ -560,7 +560,7 @@ def test_in_the_zoo_gold_is_measured_and_no_argument_is_needed(
 
     def build(out):
         built.append(out)
-        Path(out).parent.mkdir()
+        Path(out).parent.mkdir(exist_ok=True)
         Path(out).symlink_to(tiny_zoo["model"])
 
     monkeypatch.setattr(start_model, "build_base", build)

@@ -18,6 +18,7 @@ from statistics import fmean
 from rlhf_min import InputError
 from rlhf_min.data.files import read_jsonl
 from rlhf_min.data.preferences import Prompt, prompt_text
+from rlhf_min.hardware import disk
 from rlhf_min.maths import statistics as stats
 
 SCORE_OF_B = {"a": 0.0, "tie": 0.5, "b": 1.0}
@@ -132,7 +133,10 @@ class VerdictLog:
 
 def write_verdicts(path: Path, outcomes: list[Outcome], judge: str) -> None:
     """Write verdicts.csv: one row per comparison, every cell safe to open in a spreadsheet."""
-    with path.open("w", encoding="utf-8", errors="replace", newline="") as file:
+    with (
+        disk.replaced(path) as draft,
+        draft.open("w", encoding="utf-8", errors="replace", newline="") as file,
+    ):
         table = csv.writer(file)
         table.writerow(COLUMNS.split())
         for outcome in outcomes:

@@ -1,6 +1,5 @@
 """Loading, checking and saving models and tokenizers."""
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from rlhf_min import InputError
+from rlhf_min.hardware import disk
 from rlhf_min.hardware.attention import use_products
 from rlhf_min.hardware.device import keep_freed_memory
 
@@ -81,12 +81,20 @@ def _from_hub(auto_class, path: str, what: str, **settings):
 
 
 def save_model(model, tokenizer, out: str | Path) -> None:
-    """Save model and tokenizer as an ordinary Hugging Face folder; each file is replaced whole."""
-    with tempfile.TemporaryDirectory(dir=out, prefix=".saving-") as draft:
+    """Save model and tokenizer as an ordinary Hugging Face folder; each file is replaced whole.
+
+    config.json is the last: where it is, the model is whole.  Raises InputError when the disk is
+    full or the folder is gone.
+    """
+    out = Path(out)
+    with disk.writing(out), tempfile.TemporaryDirectory(dir=out, prefix=".saving-") as draft:
         model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
-        for file in Path(draft).iterdir():
-            os.replace(file, Path(out) / file.name)
+        files = [path for path in Path(draft).rglob("*") if path.is_file()]
+        for file in sorted(files, key=lambda path: path.name == "config.json"):
+            target = out / file.relative_to(draft)
+            target.parent.mkdir(exist_ok=True)
+            disk.move(file, target)
 
 
 def checkpoint_activations(model) -> None:

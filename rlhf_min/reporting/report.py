@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
 
 from rlhf_min import InputError
+from rlhf_min.hardware import disk
 from rlhf_min.judging.comparisons import read_verdicts
 from rlhf_min.reporting.diagnosis import diagnose
 from rlhf_min.reporting.plots import overlay_plots, save_plots
@@ -128,7 +129,8 @@ def render(path: Path, runs: dict[str, dict], **content) -> Path:
     diagnoses = {name: diagnose(run["metrics"], run["summary"]) for name, run in runs.items()}
     template = engine.get_template("report.html.jinja")
     page = template.render(title=" · ".join(runs), diagnoses=diagnoses, **content)
-    path.write_text(page, "utf-8", "xmlcharrefreplace")
+    with disk.replaced(path) as draft:
+        draft.write_text(page, "utf-8", "xmlcharrefreplace")
     return path
 
 
