@@ -305,6 +305,7 @@ GOOD = json.dumps(PLAIN) + "\n"
             'prompt,chosen,rejected\na,b,c\na,"b,c\n',
             ["row 2 (line 3)", "not valid CSV"],
         ),
+        ("quote.csv", 'prompt,chosen,"rejected\na,b,c\n', ["(line 1)", "not valid CSV"]),
         ("tabs.csv", "prompt\tchosen\trejected\na\tb\tc\n", ["no chosen column"]),
         ("escape.csv", "\x1b[2Jprompt\na\n", ["its columns are �[2Jprompt"]),
     ],

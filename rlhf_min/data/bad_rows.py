@@ -1,11 +1,11 @@
 """Bad and dropped rows: all of a file's bad rows in one message; what is dropped is counted."""
 
+from collections import Counter
 from collections.abc import Callable
 
 from rlhf_min import InputError
 from rlhf_min.data.sources import read_rows
 
-BAD = "bad_rows"
 REPEATED = "prompt repeated (used once)"
 # Reasons that are counted although nothing is lost.
 NOTED = ("equal_ratings", "rated_against", "prompt cut from the left (kept)", REPEATED)
@@ -13,7 +13,7 @@ SHOWN = 3  # bad rows that a message describes
 FEW = 30  # pairs or prompts; with fewer, the scripts warn
 
 
-def parse_rows(spec: str, parse: Callable, skip_bad_rows: bool, counts: dict[str, int]) -> list:
+def parse_rows(spec: str, parse: Callable, skip_bad_rows: bool, counts: Counter) -> list:
     """parse(columns) of every good row of a SPEC; bad rows are listed in one InputError.
 
     skip_bad_rows: print that list instead, and add their number to `counts`.
@@ -40,7 +40,7 @@ def parse_rows(spec: str, parse: Callable, skip_bad_rows: bool, counts: dict[str
     if not skip_bad_rows:
         raise InputError(f"{text}: correct or remove them, or drop them with --skip-bad-rows")
     print(f"skipped: {text}")
-    counts[BAD] += len(bad)
+    counts["bad_rows"] += len(bad)
     return parsed
 
 

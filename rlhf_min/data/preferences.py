@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from rlhf_min import InputError
-from rlhf_min.data.bad_rows import BAD, REPEATED, listed, parse_rows
+from rlhf_min.data.bad_rows import REPEATED, listed, parse_rows
 from rlhf_min.data.rows import Prompt, as_messages, pair_of, prompt_of, ratings_of
 from rlhf_min.models.tokens import encode_answer, encode_prompt
 
@@ -57,8 +57,8 @@ def read_pairs(
         ratings = ratings_of(row, low, high) if rating_range else [None, None]
         return pair_of(row), ratings, fingerprint([row])
 
-    counts = dict.fromkeys([BAD, "identical", "duplicate", "different_dialogues"], 0)
-    counts |= {"equal_ratings": 0, "rated_against": 0}
+    reasons = ["identical", "duplicate", "different_dialogues", "rated_against"]
+    counts = Counter(dict.fromkeys(reasons, 0))
     pairs, seen = [], set()
     for spec in specs:
         own = []
@@ -68,13 +68,13 @@ def read_pairs(
                 continue
             seen.add(key)
             own.append(Pair(*parts, *ratings))
-            counts["rated_against"] += ratings[0] is not None and ratings[0] < ratings[1]
-            counts["equal_ratings"] += ratings[0] is not None and ratings[0] == ratings[1]
+            if ratings[0] is not None and ratings[0] <= ratings[1]:
+                counts["rated_against" if ratings[0] < ratings[1] else "equal_ratings"] += 1
         drawn = random.Random(seed).sample(own, min(limit, len(own))) if limit else own
         pairs += drawn
     if not pairs:
         raise InputError(f"{' '.join(specs)}: no usable pair is left, {listed(counts)}")
-    return pairs, counts
+    return pairs, dict(counts)
 
 
 def read_prompts(specs: list[str], skip_bad_rows=False) -> tuple[list[Prompt], dict[str, int]]:
@@ -83,7 +83,7 @@ def read_prompts(specs: list[str], skip_bad_rows=False) -> tuple[list[Prompt], d
     Dropped: "bad_rows" (with skip_bad_rows, else InputError), "no_shared_prompt" (of pairs without
     a prompt column, with equal answers or other dialogues).  Each prompt is used once.
     """
-    prompts, counts = {}, {BAD: 0, "no_shared_prompt": 0, REPEATED: 0}
+    prompts, counts = {}, Counter()
     for spec in specs:
         for prompt in parse_rows(spec, prompt_of, skip_bad_rows, counts):
             key = json.dumps(prompt)
@@ -93,7 +93,7 @@ def read_prompts(specs: list[str], skip_bad_rows=False) -> tuple[list[Prompt], d
                 prompts[key] = prompt
     if not prompts:
         raise InputError(f"{' '.join(specs)}: no usable prompt is left, {listed(counts)}")
-    return list(prompts.values()), counts
+    return list(prompts.values()), dict(counts)
 
 
 def prompt_text(prompt: Prompt | Pair) -> str:
@@ -120,7 +120,9 @@ def hold_out(items: list, read, config, fraction: float, limit: int) -> tuple:
     train = [item for item in items if prompt_text(item) not in prompts]
     if not train:
         raise InputError("no training data left: every prompt is held out, give other --eval-data")
-    return train, held_out[:limit], {"prompt is held out": len(items) - len(train)}, counts
+    dropped = {"prompt is held out": len(items) - len(train)}
+    dropped_held_out = {reason: count for reason, count in counts.items() if count}
+    return train, held_out[:limit], dropped, dropped_held_out
 
 
 def split_by_prompt(items: list, fraction: float, limit: int | None, seed: int) -> tuple:

@@ -127,6 +127,7 @@ def _parse_csv(text: str, path: Path) -> list[Row]:
     csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, is too small for long answers
     table = csv.reader(io.StringIO(text, newline=""), strict=True)  # strict: quotes must be closed
     rows: list[Row] = []
+    line = 1
     try:
         header = [name.strip() for name in next(table, [])]
         if twice := {name for name in header if name and header.count(name) > 1}:
