@@ -210,7 +210,9 @@ NUMPY = f"[{CHAT[0]!r}\n {CHAT[1]!r}]"  # as pandas writes a column of numpy arr
 
 
 @pytest.mark.parametrize(
-    "chosen", [json.dumps(CHAT), json.dumps(CHAT, indent=1), repr(CHAT), f" {CHAT!r} ", NUMPY]
+    "chosen",
+    [json.dumps(CHAT), json.dumps(CHAT, indent=1), repr(CHAT), f" {CHAT!r} ", NUMPY],
+    ids=["json", "indented json", "python", "python with spaces", "numpy"],
 )
 def test_chat_cells_of_a_csv_are_chat_messages(chosen):
     table = as_csv([{"chosen": chosen, "rejected": repr(OTHER)}])
@@ -227,6 +229,7 @@ def test_chat_cells_of_a_csv_are_chat_messages(chosen):
         "[{'role': 'user', 'content': " + "(" * 5000,
         "[{'role': " + "[" * 100_000,
     ],
+    ids=["cut", "call", "json and more", "other keys", "brackets", "many brackets"],
 )
 def test_a_chat_cell_that_cannot_be_read_is_refused(cell):
     text = refused("d.csv", as_csv([PLAIN, PLAIN | {"chosen": cell, "prompt": "q"}]))
@@ -280,35 +283,39 @@ def test_each_common_form_of_json_is_read():
 GOOD = json.dumps(PLAIN) + "\n"
 
 
+WRONG_FILES = [
+    ("deep.jsonl", GOOD + "[" * 5000 + "]" * 5000, ["row 2", "nested too deeply"]),
+    ("deep.jsonl", GOOD + '{"a":' * 5000 + "1" + "}" * 5000, ["row 2", "too deeply"]),
+    ("deep.json", "[" + '{"a":' * 5000 + "1" + "}" * 5000 + "]", ["too deeply"]),
+    ("extra.jsonl", f'{GOOD}{GOOD[:-2]}, "x": {"[" * 970}{"]" * 970}}}\n', ["row 2", "deeply"]),
+    ("deep.jsonl", f'{GOOD}{{"prompt": {"[" * 950}{"]" * 950}}}\n', ["row 2"]),
+    ("twice.jsonl", GOOD + '{"prompt": "a", "prompt": "b"}', ["row 2", "twice"]),
+    ("object.json", '{\n  "prompt": "a"\n  "chosen": "b"}', ["not valid JSON", "line 3"]),
+    ("array.json", "[\n" + GOOD, ["not valid JSON"]),
+    ("wrapped.json", '{"rows": []}', ["row 1", "its columns are rows"]),
+    ("utf16.jsonl", GOOD.encode("utf-16"), ["UTF-8"]),
+    ("latin.jsonl", GOOD.encode() + b'{"prompt": "\xe9"}\n', ["row 2", "UTF-8"]),
+    ("cut.jsonl.gz", gzip.compress(GOOD.encode() * 50)[:-12], ["cannot be read"]),
+    ("lines.parquet", GOOD, ["cannot be read"]),
+    ("nul.jsonl", GOOD.encode() + b"\0\0\0\n", ["row 2"]),
+    ("twice.csv", "prompt,chosen,chosen,rejected\na,b,c,d\n", ["same name", "chosen"]),
+    ("ragged.csv", 'prompt,chosen,rejected\na,"b\nb",c\na,b\na,b,c,d\n', ["row 2 (line 4)"]),
+    ("ragged.csv", "prompt,chosen,rejected\na,b,c\na,b\na,b,c,d\n", ["2 of 3"]),
+    (
+        "quote.csv",
+        'prompt,chosen,rejected\na,b,c\na,"b,c\n',
+        ["row 2 (line 3)", "not valid CSV"],
+    ),
+    ("quote.csv", 'prompt,chosen,"rejected\na,b,c\n', ["(line 1)", "not valid CSV"]),
+    ("tabs.csv", "prompt\tchosen\trejected\na\tb\tc\n", ["no chosen column"]),
+    ("escape.csv", "\x1b[2Jprompt\na\n", ["its columns are �[2Jprompt"]),
+]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "causes"),
-    [
-        ("deep.jsonl", GOOD + "[" * 5000 + "]" * 5000, ["row 2", "nested too deeply"]),
-        ("deep.jsonl", GOOD + '{"a":' * 5000 + "1" + "}" * 5000, ["row 2", "too deeply"]),
-        ("deep.json", "[" + '{"a":' * 5000 + "1" + "}" * 5000 + "]", ["too deeply"]),
-        ("extra.jsonl", f'{GOOD}{GOOD[:-2]}, "x": {"[" * 970}{"]" * 970}}}\n', ["row 2", "deeply"]),
-        ("deep.jsonl", f'{GOOD}{{"prompt": {"[" * 950}{"]" * 950}}}\n', ["row 2"]),
-        ("twice.jsonl", GOOD + '{"prompt": "a", "prompt": "b"}', ["row 2", "twice"]),
-        ("object.json", '{\n  "prompt": "a"\n  "chosen": "b"}', ["not valid JSON", "line 3"]),
-        ("array.json", "[\n" + GOOD, ["not valid JSON"]),
-        ("wrapped.json", '{"rows": []}', ["row 1", "its columns are rows"]),
-        ("utf16.jsonl", GOOD.encode("utf-16"), ["UTF-8"]),
-        ("latin.jsonl", GOOD.encode() + b'{"prompt": "\xe9"}\n', ["row 2", "UTF-8"]),
-        ("cut.jsonl.gz", gzip.compress(GOOD.encode() * 50)[:-12], ["cannot be read"]),
-        ("lines.parquet", GOOD, ["cannot be read"]),
-        ("nul.jsonl", GOOD.encode() + b"\0\0\0\n", ["row 2"]),
-        ("twice.csv", "prompt,chosen,chosen,rejected\na,b,c,d\n", ["same name", "chosen"]),
-        ("ragged.csv", 'prompt,chosen,rejected\na,"b\nb",c\na,b\na,b,c,d\n', ["row 2 (line 4)"]),
-        ("ragged.csv", "prompt,chosen,rejected\na,b,c\na,b\na,b,c,d\n", ["2 of 3"]),
-        (
-            "quote.csv",
-            'prompt,chosen,rejected\na,b,c\na,"b,c\n',
-            ["row 2 (line 3)", "not valid CSV"],
-        ),
-        ("quote.csv", 'prompt,chosen,"rejected\na,b,c\n', ["(line 1)", "not valid CSV"]),
-        ("tabs.csv", "prompt\tchosen\trejected\na\tb\tc\n", ["no chosen column"]),
-        ("escape.csv", "\x1b[2Jprompt\na\n", ["its columns are �[2Jprompt"]),
-    ],
+    WRONG_FILES,
+    ids=[f"{name} {causes[0]}" for name, _, causes in WRONG_FILES],
 )
 def test_a_wrong_file_is_refused(name, content, causes):
     text = refused(name, content)
