@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from rlhf_min import InputError
 from rlhf_min.command_line import check_ranges, option, run
-from rlhf_min.data.files import read_jsonl
+from rlhf_min.data.bad_rows import report_dropped
+from rlhf_min.data.files import read_json, read_jsonl
 from rlhf_min.data.preferences import fingerprint, read_pairs, read_prompts
 from rlhf_min.hardware.device import choose_dtype
 from rlhf_min.judging.comparisons import (
@@ -57,6 +58,7 @@ class Config:
     b: str | None = option(None, "second model: folder or hub id; the win rate is that of b")
     data: list[str] = option(["zoo"], "prompts: zoo, zoo:held-out, files, or hub ids (id:split)")
     limit: int = option(500, "prompts or pairs, drawn by the seed (0: all)", at_least=0)
+    skip_bad_rows: bool = option(False, "drop and count rows that cannot be used")
     agreement: str | None = option(None, "test the judge: pairs with known winners, no --a, --b")
     judge: str = option(
         "gold", "gold (zoo only), reward-model:DIR, openai:MODEL or human", heading="Judge"
@@ -64,9 +66,7 @@ class Config:
     base_url: str | None = option(None, "openai: address of a compatible server, http://host/v1")
     concurrency: int = option(4, "openai: questions under way at once", at_least=1)
     timeout: float = option(60.0, "openai: seconds to wait for a reply", above=0, below=math.inf)
-    retries: int = option(
-        5, "openai: further attempts after 429, 5xx, a time-out or a lost connection", at_least=0
-    )
+    retries: int = option(5, "openai: more attempts after 429, 5xx or a lost reply", at_least=0)
     max_new_tokens: int = option(64, "longest answer, in tokens", heading="Sampling", at_least=1)
     temperature: float = option(1.0, "of the sampling distribution", above=0, below=math.inf)
     batch_size: int = option(64, "answers sampled at once", at_least=1)
@@ -104,19 +104,20 @@ def choose_judge(config: Config) -> Callable[[list[Comparison], VerdictLog], Non
     )
 
 
-def make_comparisons(config: Config) -> list[Comparison]:
-    """Answers to compare: one of each model per prompt; with --agreement a is the rejected one."""
-    items = read_pairs([config.agreement])[0] if config.agreement else read_prompts(config.data)
+def make_comparisons(config: Config) -> tuple[list[Comparison], dict]:
+    """Answers to compare (with --agreement a is the rejected one); and counts of dropped rows."""
+    read = partial(read_pairs, rating_range=None) if config.agreement else read_prompts
+    specs = [config.agreement] if config.agreement else config.data
+    items, dropped = read(specs, skip_bad_rows=config.skip_bad_rows)
+    report_dropped(dropped, len(items), "pairs" if config.agreement else "prompts")
     items = random.Random(config.seed).sample(items, min(len(items), config.limit or len(items)))
     first = random.Random(f"shown first {config.seed}").choices("ab", k=len(items))
     if config.agreement:
-        return [
-            Comparison(pair.prompt, pair.rejected, pair.chosen, side)
-            for pair, side in zip(items, first, strict=True)
-        ]
+        sides = zip(items, first, strict=True)
+        return [Comparison(p.prompt, p.rejected, p.chosen, side) for p, side in sides], dropped
     (a, a_finished), (b, b_finished) = sample_answers(config, items)
     columns = zip(items, a, b, first, a_finished, b_finished, strict=True)
-    return [Comparison(*values) for values in columns]
+    return [Comparison(*values) for values in columns], dropped
 
 
 def sample_answers(config: Config, prompts: list) -> list[tuple[list[str], list[bool]]]:
@@ -214,12 +215,13 @@ def main(config: Config) -> dict:
     verdicts_path = Path(config.out) / "verdicts.jsonl"
     if config.resume and answers_path.exists():
         comparisons = [Comparison(**row) for row in read_jsonl(answers_path)]
+        dropped = read_json(Path(config.out) / "run.json").get("data", {}).get("dropped")
     else:
-        comparisons = make_comparisons(config)
+        comparisons, dropped = make_comparisons(config)
     rows = [asdict(comparison) for comparison in comparisons]
     if config.resume:
         VerdictLog(verdicts_path)  # refuses broken verdicts before anything is written
-    run_log = RunLog("judge.py", config, {"fingerprint": fingerprint(rows)})
+    run_log = RunLog("judge.py", config, {"fingerprint": fingerprint(rows), "dropped": dropped})
     run_log.write_rows(answers_path.name, rows)
     log = VerdictLog(verdicts_path)
     try:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from rlhf_min import InputError
 from rlhf_min.command_line import check_ranges, option, run
+from rlhf_min.data.bad_rows import report_dropped
 from rlhf_min.data.order import batch_indices, check_batch_size
 from rlhf_min.data.preferences import fingerprint, hold_out, read_prompts
 from rlhf_min.defaults import REWARD_MODEL, build_missing
@@ -47,6 +48,7 @@ class Config:
     reference: str = option("", "model that KL is measured to (default: --model)")
     data: list[str] = option(["zoo"], "prompts: zoo, files, or hub ids (id:split); concatenated")
     eval_data: list[str] = option([], "held-out prompts (nothing: the zoo's, or a split)")
+    skip_bad_rows: bool = option(False, "drop and count rows that cannot be used")
     objective: Literal["reinforce", "ppo-clip"] = option("reinforce", "loss", heading="Objective")
     baseline: Literal["moving-average", "ema", "leave-one-out", "none"] = option(
         "moving-average", "subtracted from the reward (moving-average: mean of all earlier ones)"
@@ -141,7 +143,7 @@ def train(config: Config, policy, reference, scorer, prompts, sampling, evaluate
     """
     K, P = config.samples, config.batch_size // config.samples
     temperature, max_rows = config.temperature, config.micro_batch
-    loss, gold, first = choose_loss(config), evaluation.gold_of(config.data), state["step"]
+    loss, gold, first = choose_loss(config), evaluation.gold_of(config), state["step"]
     optimiser, generator, baseline = initial_state(config, policy, state)
     sampling = {**sampling, "generator": generator}
     for step in (bar := tqdm(range(first, config.steps), "policy", config.steps, initial=first)):
@@ -202,8 +204,11 @@ def main(config: Config) -> dict:
     check(config)
     if summary := run_folder.write_missing_report(config):
         return summary
-    prompts = read_prompts(config.data)
-    prompts, held_out, _ = hold_out(prompts, read_prompts, config, 0.1, config.eval_prompts)
+    read = partial(read_prompts, skip_bad_rows=config.skip_bad_rows)
+    prompts, dropped = read(config.data)
+    prompts, held_out, others, held = hold_out(prompts, read, config, 0.1, config.eval_prompts)
+    report_dropped(dropped | others, len(prompts), "training prompts")
+    report_dropped(held, len(held_out), "held-out prompts")
     check_batch_size(config.batch_size, config.samples, len(prompts))
     build_missing(config)
     dtype, tokenizer = choose_dtype(config.dtype), loading.load_tokenizer(config.model)
@@ -214,7 +219,8 @@ def main(config: Config) -> dict:
     if config.gradient_checkpointing:
         loading.checkpoint_activations(policy)
     room = min(map(context_length, (policy, scorer.model))) - config.max_new_tokens
-    metadata = {"fingerprint": fingerprint(prompts)}
+    metadata = {"fingerprint": fingerprint(prompts), "dropped": dropped | others}
+    metadata["dropped/held_out"] = held
     prompts, metadata["prompts/cut"] = encode_prompts(tokenizer, prompts, room)
     held_out, _ = encode_prompts(tokenizer, held_out, room)
     metadata |= {"prompts/train": len(prompts), "prompts/held_out": len(held_out)}
@@ -222,7 +228,7 @@ def main(config: Config) -> dict:
     sampling["end_ids"] = end_token_ids(policy, tokenizer)
     evaluate = partial(
         evaluation.evaluate_policy, reference=reference, scorer=scorer, prompts=held_out,
-        sampling=sampling, gold=evaluation.gold_of(config.data),
+        sampling=sampling, gold=evaluation.gold_of(config),
     )  # fmt: skip
     state = checkpoints.load_checkpoint(config.out) if config.resume else None
     if not state:

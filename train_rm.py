@@ -12,9 +12,8 @@ Left out on purpose: learning-rate searches, several GPUs, quantised weights.
 import rlhf_min.interrupts  # noqa: F401  first: Ctrl-C during the other imports
 
 import math
-import random
-from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from rlhf_min import InputError
 from rlhf_min.command_line import check_ranges, flag_of, option, run
 from rlhf_min.data import preferences
+from rlhf_min.data.bad_rows import report_dropped
 from rlhf_min.data.order import batch_indices
 from rlhf_min.hardware.device import Clock, choose_dtype
 from rlhf_min.hardware.optimiser import MasterAdamW, warm_up_and_down
@@ -48,7 +48,8 @@ class Config:
     eval_data: list[str] = option([], "held-out pairs (nothing: the zoo's, or a split by prompt)")
     eval_fraction: float = option(0.1, "share of prompts held out where --data has no own split")
     eval_limit: int = option(1000, "held-out pairs at most", at_least=1)
-    limit: int = option(0, "pairs drawn from each SPEC of --data, at most (0: all)")
+    limit: int = option(0, "pairs drawn from each SPEC of --data, at most (0: all)", at_least=0)
+    skip_bad_rows: bool = option(False, "drop and count rows that cannot be used")
     rating_range: list[float] = option([1.0, 10.0], "lowest and highest rating of the data's scale")
     max_length: int = option(1024, "tokens of prompt and answer, at most", at_least=2)
     model: str = option("runs/zoo-base", "language model to start from: folder or hub id")
@@ -99,28 +100,21 @@ def check(config: Config) -> None:
     run_folder.check_training(config)
 
 
-def read_pairs(config: Config) -> tuple[list, list, dict]:
-    """Training pairs, held-out pairs, and how many were dropped, by reason."""
+def read_pairs(config: Config) -> tuple[list, list, dict, dict]:
+    """Training pairs, held-out pairs, and counts by reason of those dropped from each."""
     scale = tuple(config.rating_range)
-    pairs, dropped = [], Counter()
-    for spec in config.data:
-        read, counts = preferences.read_pairs([spec], scale)
-        if config.limit:
-            read = random.Random(config.seed).sample(read, min(config.limit, len(read)))
-        pairs += read
-        dropped.update(counts)
-    train, held_out, counts = preferences.hold_out(
-        pairs, lambda specs: preferences.read_pairs(specs, scale)[0], config,
-        config.eval_fraction, config.eval_limit,
-    )  # fmt: skip
-    dropped.update(counts)
+    read = partial(preferences.read_pairs, rating_range=scale, skip_bad_rows=config.skip_bad_rows)
+    pairs, dropped = read(config.data, limit=config.limit, seed=config.seed)
+    train, held_out, others, dropped_held_out = preferences.hold_out(
+        pairs, read, config, config.eval_fraction, config.eval_limit
+    )
     needs_ratings = config.margin or config.soft_labels or config.earth_mover
     if needs_ratings and any(pair.chosen_rating is None for pair in train):
         raise InputError(
             "--margin, --soft-labels and --earth-mover need chosen_rating and rejected_rating in "
             "every row of --data: add them or leave these settings at 0"
         )
-    return train, held_out, dropped
+    return train, held_out, dropped | others, dropped_held_out
 
 
 def loss_of(config: Config, chosen, rejected, chosen_rating, rejected_rating) -> Tensor:
@@ -193,7 +187,7 @@ def main(config: Config) -> dict:
     check(config)
     if summary := run_folder.write_missing_report(config):
         return summary
-    pairs, held_out, dropped = read_pairs(config)
+    pairs, held_out, dropped, dropped_held_out = read_pairs(config)
     start_model.build_if_missing(config.model)
     tokenizer = loading.load_tokenizer(config.model)
     model = new_reward_model(config.model, config.head, choose_dtype(config.dtype))
@@ -201,15 +195,15 @@ def main(config: Config) -> dict:
     if config.gradient_checkpointing:
         loading.checkpoint_activations(model)
     max_length = min(config.max_length, context_length(model))
-    pairs, too_long = preferences.encode_pairs(tokenizer, pairs, max_length, "--data")
-    held_out, dropped_held_out = preferences.encode_pairs(
+    pairs, others = preferences.encode_pairs(tokenizer, pairs, max_length, "--data")
+    held_out, others_held_out = preferences.encode_pairs(
         tokenizer, held_out, max_length, "held-out data"
     )
-    dropped = {**dropped, **too_long}
-    for reason, count in dropped.items():
-        if count:
-            print(f"{count} pairs dropped or noted: {reason}")
-    metadata = {"pairs/train": len(pairs), "pairs/held_out": len(held_out), "dropped": dropped}
+    dropped, dropped_held_out = dropped | others, dropped_held_out | others_held_out
+    report_dropped(dropped, len(pairs), "training pairs")
+    report_dropped(dropped_held_out, len(held_out), "held-out pairs")
+    metadata = {"pairs/train": len(pairs), "pairs/held_out": len(held_out)}
+    metadata |= {"dropped": dropped, "dropped/held_out": dropped_held_out}
     encoded = [[pair.prompt, *pair.answers] for pair in pairs]
     metadata["fingerprint"] = preferences.fingerprint(encoded)
 
@@ -223,7 +217,6 @@ def main(config: Config) -> dict:
         metrics, outputs = train(config, model, pairs, held_out, steps, log, checkpoint)
     loading.save_model(model, tokenizer, config.out)
     summary = {"head": config.head, **metrics, **metadata, "steps": steps}
-    summary["dropped/held_out"] = dropped_held_out
     log.write_rows("held_out_scores.jsonl", evaluation.scored_rows(held_out, outputs))
     log.finish(summary)
     report.write_report(log.out)

@@ -103,7 +103,7 @@ def test_parquet(tmp_path):
     path = tmp_path / "d.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
     assert read_pairs([str(path)])[0] == PAIRS
-    assert read_rows(str(path)) == ROWS
+    assert [row.columns for row in read_rows(str(path))] == ROWS
 
 
 @pytest.mark.parametrize("name", ["d.jsonl", "d.csv", "d.json"])
@@ -124,7 +124,7 @@ def test_several_specs_are_concatenated_in_order(write):
 def test_extra_columns_are_ignored(write):
     path = write([{"id": 1, "source": None, **row} for row in ROWS])
     assert read_pairs([path])[0] == PAIRS
-    assert "id" in read_rows(path)[0]
+    assert "id" in read_rows(path)[0].columns
 
 
 def test_importing_preferences_imports_no_large_package():
@@ -170,7 +170,7 @@ def test_hub_layout_with_a_split(hub_folder):
         Pair(f"question {i}", "good", "bad", 10.0, 1 + 9 * (i / 2) / 4) for i in range(5)
     ]
     assert counts == NONE_DROPPED
-    assert read_prompts([f"{hub_folder}:average_rating_split"]) == [
+    assert read_prompts([f"{hub_folder}:average_rating_split"])[0] == [
         f"question {i}" for i in range(5)
     ]
 
@@ -337,7 +337,7 @@ def test_a_bad_row_is_one_sentence_with_file_and_row(write, row, message):
 def test_a_bad_row_in_csv_counts_rows_not_lines(write):
     rows = [ROWS[0], {"prompt": "p", "chosen": "", "rejected": "b"}]
     assert "\n" in ROWS[0]["rejected"]
-    with pytest.raises(InputError, match=r"d\.csv row 2: chosen is empty"):
+    with pytest.raises(InputError, match=r"d\.csv row 2 \(line 4\): chosen is empty"):
         read_pairs([write(as_csv(rows), "d.csv")])
 
 
@@ -382,7 +382,7 @@ def test_implicit_prompt_in_messages(write):
     before = [user("p"), assistant("x"), user("q")]
     row = {"chosen": [*before, assistant("a")], "rejected": [*before, assistant("b")]}
     assert read_pairs([write([row])])[0] == [Pair(before, "a", "b")]
-    assert read_prompts([write([row])]) == [before]
+    assert read_prompts([write([row])])[0] == [before]
 
 
 @pytest.mark.parametrize(
@@ -493,7 +493,8 @@ def test_pairs_with_different_dialogues_are_dropped_and_counted(write):
         "rejected": [user("p"), assistant("y"), user("q"), assistant("b")],
     }
     assert read_pairs([write([row, ROW])])[1] == NONE_DROPPED | {"different_dialogues": 1}
-    assert read_prompts([write([row, ROW])]) == ["p"]
+    assert read_prompts([write([row, ROW])])[0] == ["p"]
+    assert read_prompts([write([row, ROW])])[1]["no_shared_prompt"] == 1
 
 
 def test_pairs_with_a_higher_rated_rejected_answer_are_kept_and_counted(write):
@@ -502,7 +503,7 @@ def test_pairs_with_a_higher_rated_rejected_answer_are_kept_and_counted(write):
         for i, (c, r) in enumerate([(5, 4), (4, 5), (5, 5), (1, 10)])
     ]
     pairs, counts = read_pairs([write(rows)])
-    assert len(pairs) == 4 and counts == NONE_DROPPED | {"rated_against": 2}
+    assert len(pairs) == 4 and counts == NONE_DROPPED | {"rated_against": 2, "equal_ratings": 1}
 
 
 def test_no_usable_pair_is_an_error(write):
@@ -524,7 +525,11 @@ def test_prompts_are_unique_in_order_and_the_prompt_column_comes_first(write):
         {"prompt": [user("a")]},
         {"chosen": "\n\nHuman: h\n\nAssistant: x", "rejected": "\n\nHuman: h\n\nAssistant: y"},
     ]
-    assert read_prompts([write(rows), write([{"prompt": "a"}, {"prompt": "z"}], "2.jsonl")]) == [
+    prompts, counts = read_prompts(
+        [write(rows), write([{"prompt": "a"}, {"prompt": "z"}], "2.jsonl")]
+    )
+    assert counts == {"prompt repeated (used once)": 4}
+    assert prompts == [
         "b",
         "a",
         [user("c"), assistant("x"), user("d")],
@@ -653,7 +658,8 @@ def no_read(specs):
 def test_hold_out_splits_by_prompt_when_no_held_out_data_exist():
     items = random_pairs(random.Random(1), 100, 30)
     train, held_out = split_by_prompt(items, 0.3, 20, 7)
-    assert hold_out(items, no_read, settings(["d.jsonl"], [], 7), 0.3, 20) == (train, held_out, {})
+    found = hold_out(items, no_read, settings(["d.jsonl"], [], 7), 0.3, 20)
+    assert found == (train, held_out, {}, {})
     with pytest.raises(InputError, match=r"same prompt.*--eval-data"):
         hold_out(["p", "p"], no_read, settings(["d.jsonl"], []), 0.3, 20)
 
@@ -667,26 +673,26 @@ def test_hold_out_reads_held_out_data_and_drops_their_prompts_from_the_training_
 
     def read(specs):
         eval_data.append(specs)
-        return list(other)
+        return list(other), {"identical": 4}
 
     dropped = {"prompt is held out": 2}
     found = hold_out(items, read, settings(["d.jsonl"], ["e"]), 9, 2)
-    assert found == (items[1:3], other[:2], dropped)
+    assert found == (items[1:3], other[:2], dropped, {"identical": 4})
     dropped = {"prompt is held out": 3}
     found = hold_out(items, read, settings(["d", "zoo"], []), 9, 10)
-    assert found == (items[2:3], other, dropped)
+    assert found == (items[2:3], other, dropped, {"identical": 4})
     assert hold_out(items, read, settings(["zoo"], ["e", "f"]), 9, 10)[0] == items[2:3]
     assert eval_data == [["e"], ["zoo:held-out"], ["e", "f"]]
     prompts, config = ["a", [user("q")], "c"], settings(["d"], ["e"])
-    train, held_out, counts = hold_out(prompts, lambda specs: ["q"], config, 9, 5)
-    assert (train, held_out, counts) == (["a", "c"], ["q"], {"prompt is held out": 1})
-    train, held_out, counts = hold_out(prompts, lambda specs: ["r"], config, 9, 5)
-    assert (train, held_out, counts) == (prompts, ["r"], {"prompt is held out": 0})
+    found = hold_out(prompts, lambda specs: (["q"], {}), config, 9, 5)
+    assert found == (["a", "c"], ["q"], {"prompt is held out": 1}, {})
+    found = hold_out(prompts, lambda specs: (["r"], {}), config, 9, 5)
+    assert found == (prompts, ["r"], {"prompt is held out": 0}, {})
 
 
 def test_hold_out_of_every_prompt_is_an_error():
     with pytest.raises(InputError, match=r"every prompt is held out.*--eval-data"):
-        hold_out(["a", "b"], lambda specs: ["b", "c", "a"], settings(["d"], ["e"]), 0.1, 5)
+        hold_out(["a", "b"], lambda specs: (["b", "c", "a"], {}), settings(["d"], ["e"]), 0.1, 5)
 
 
 # Fingerprint
@@ -719,8 +725,8 @@ def test_the_zoo_is_a_spec():
 
     pairs, counts = read_pairs(["zoo"])
     assert len(pairs) + sum(counts.values()) - counts["rated_against"] == 20_000
-    assert set(read_prompts(["zoo"])) <= set(zoo.prompts("train"))
-    assert set(read_prompts(["zoo:held-out"])) <= set(zoo.prompts("held-out"))
+    assert set(read_prompts(["zoo"])[0]) <= set(zoo.prompts("train"))
+    assert set(read_prompts(["zoo:held-out"])[0]) <= set(zoo.prompts("held-out"))
     assert all(1 <= pair.rejected_rating <= 10 for pair in pairs)
     with pytest.raises(InputError):
         read_rows("zoo:nothing")
@@ -763,4 +769,4 @@ def test_ultrafeedback_read_fully_with_ratings(part, rows):
 def test_real_prompts(name):
     lines = (SHARED / "prompts" / name).read_text(encoding="utf-8").split("\n")
     expected = [json.loads(line)["prompt"] for line in lines if line]
-    assert read_prompts([str(SHARED / "prompts" / name)]) == list(dict.fromkeys(expected))
+    assert read_prompts([str(SHARED / "prompts" / name)])[0] == list(dict.fromkeys(expected))

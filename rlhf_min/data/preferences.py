@@ -6,12 +6,14 @@ A row has `prompt`, `chosen` and `rejected`, each text or chat messages; ratings
 import hashlib
 import json
 import math
+import random
 import sys
 from collections import Counter
 from dataclasses import dataclass
 
 from rlhf_min import InputError
-from rlhf_min.data.sources import Prompt, as_messages, pair_of, prompt_of, ratings_of, read_rows
+from rlhf_min.data.bad_rows import REPEATED, listed, parse_rows
+from rlhf_min.data.rows import Prompt, as_messages, pair_of, prompt_of, ratings_of
 from rlhf_min.models.tokens import encode_answer, encode_prompt
 
 
@@ -36,44 +38,62 @@ class EncodedPair:
     pair: Pair
 
 
-def read_pairs(specs: list[str], rating_range=(1.0, 10.0)) -> tuple[list[Pair], dict[str, int]]:
-    """All pairs of the SPECs, ratings mapped linearly from `rating_range` to 1..10; and counts.
+def read_pairs(
+    specs: list[str], rating_range=(1.0, 10.0), skip_bad_rows=False, limit: int = 0, seed: int = 0
+) -> tuple[list[Pair], dict[str, int]]:
+    """Pairs of the SPECs, ratings mapped linearly from `rating_range` to 1..10; and counts.
 
-    Dropped: "identical" (equal answers), "duplicate" (a row read before), "different_dialogues"
-    (other turns before each answer).  Only counted: "rated_against" (rejected is rated higher).
+    rating_range None: ratings are not read.  limit: pairs drawn by seed from each SPEC (0: all).
+    Dropped: "bad_rows" (with skip_bad_rows, else InputError), "identical" (equal answers),
+    "duplicate" (a row read before), "different_dialogues" (other turns before each answer).
+    Only counted: "equal_ratings" and "rated_against" (rejected is rated higher): the columns chosen
+    and rejected decide who wins, whatever the ratings.
     """
-    low, high = rating_range
+    low, high = rating_range or (1.0, 10.0)
     if not -math.inf < low < high < math.inf:
         raise InputError(f"--rating-range needs a low and a higher number, got {low} and {high}")
-    counts = {"identical": 0, "duplicate": 0, "different_dialogues": 0, "rated_against": 0}
+
+    def parse(row: dict) -> tuple:
+        ratings = ratings_of(row, low, high) if rating_range else [None, None]
+        return pair_of(row), ratings, fingerprint([row])
+
+    reasons = ["identical", "duplicate", "different_dialogues", "rated_against"]
+    counts = Counter(dict.fromkeys(reasons, 0))
     pairs, seen = [], set()
     for spec in specs:
-        for number, row in enumerate(read_rows(spec), 1):
-            parts = pair_of(row, f"{spec} row {number}")
-            ratings = ratings_of(row, f"{spec} row {number}", low, high)
-            key = fingerprint([row])
+        own = []
+        for parts, ratings, key in parse_rows(spec, parse, skip_bad_rows, counts):
             if key in seen or isinstance(parts, str):
                 counts["duplicate" if key in seen else parts] += 1
                 continue
             seen.add(key)
-            pairs.append(Pair(*parts, *ratings))
-            counts["rated_against"] += ratings[0] is not None and ratings[0] < ratings[1]
+            own.append(Pair(*parts, *ratings))
+            if ratings[0] is not None and ratings[0] <= ratings[1]:
+                counts["rated_against" if ratings[0] < ratings[1] else "equal_ratings"] += 1
+        drawn = random.Random(seed).sample(own, min(limit, len(own))) if limit else own
+        pairs += drawn
     if not pairs:
-        raise InputError(f"{' '.join(specs)}: no usable pair is left, dropped were {counts}")
-    return pairs, counts
+        raise InputError(f"{' '.join(specs)}: no usable pair is left, {listed(counts)}")
+    return pairs, dict(counts)
 
 
-def read_prompts(specs: list[str]) -> list[Prompt]:
-    """The prompts of the SPECs in order, each once: of `prompt`, of a pair, or of `messages`."""
-    prompts = {}
+def read_prompts(specs: list[str], skip_bad_rows=False) -> tuple[list[Prompt], dict[str, int]]:
+    """The prompts of the SPECs in order: of `prompt`, of a pair, or of `messages`; and counts.
+
+    Dropped: "bad_rows" (with skip_bad_rows, else InputError), "no_shared_prompt" (of pairs without
+    a prompt column, with equal answers or other dialogues).  Each prompt is used once.
+    """
+    prompts, counts = {}, Counter()
     for spec in specs:
-        for number, row in enumerate(read_rows(spec), 1):
-            prompt = prompt_of(row, f"{spec} row {number}")
-            if prompt is not None:
-                prompts.setdefault(json.dumps(prompt), prompt)
+        for prompt in parse_rows(spec, prompt_of, skip_bad_rows, counts):
+            key = json.dumps(prompt)
+            if prompt is None or key in prompts:
+                counts["no_shared_prompt" if prompt is None else REPEATED] += 1
+            else:
+                prompts[key] = prompt
     if not prompts:
-        raise InputError(f"{' '.join(specs)}: no usable prompt was found")
-    return list(prompts.values())
+        raise InputError(f"{' '.join(specs)}: no usable prompt is left, {listed(counts)}")
+    return list(prompts.values()), dict(counts)
 
 
 def prompt_text(prompt: Prompt | Pair) -> str:
@@ -84,21 +104,25 @@ def prompt_text(prompt: Prompt | Pair) -> str:
     return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
 
 
-def hold_out(items: list, read, config, fraction: float, limit: int) -> tuple[list, list, dict]:
-    """(training, held-out, counts) of pairs or prompts; no prompt is in both lists (trap 15).
+def hold_out(items: list, read, config, fraction: float, limit: int) -> tuple:
+    """(training, held-out, counts of each) of pairs or prompts; no prompt is in both (trap 15).
 
-    config: settings with data, eval_data and seed.  Held out are the first `limit` items of
-    `read(eval_data)`, or, if it is empty and `data` has the zoo, of zoo:held-out; `items` with one
-    of their prompts are dropped and counted.  Otherwise `items` are split by prompt.
+    config: settings with data, eval_data and seed; read(specs): items and counts.  Held out are the
+    first `limit` items of eval_data, and `items` with one of their prompts are dropped and counted.
+    Without eval_data, but with zoo data, the same holds for zoo:held-out, all of whose questions
+    are held out.  Otherwise `items` are split by prompt.
     """
-    if not config.eval_data and "zoo" not in config.data:
-        return *split_by_prompt(items, fraction, limit, config.seed), {}
-    held_out = read(config.eval_data or ["zoo:held-out"])[:limit]
-    prompts = set(map(prompt_text, held_out))
+    with_zoo = any(spec.partition(":")[0] == "zoo" for spec in config.data)
+    if not config.eval_data and not with_zoo:
+        return *split_by_prompt(items, fraction, limit, config.seed), {}, {}
+    held_out, counts = read(config.eval_data or ["zoo:held-out"])
+    prompts = set(map(prompt_text, held_out[:limit] if config.eval_data else held_out))
     train = [item for item in items if prompt_text(item) not in prompts]
     if not train:
         raise InputError("no training data left: every prompt is held out, give other --eval-data")
-    return train, held_out, {"prompt is held out": len(items) - len(train)}
+    dropped = {"prompt is held out": len(items) - len(train)}
+    dropped_held_out = {reason: count for reason, count in counts.items() if count}
+    return train, held_out[:limit], dropped, dropped_held_out
 
 
 def split_by_prompt(items: list, fraction: float, limit: int | None, seed: int) -> tuple:
@@ -109,7 +133,7 @@ def split_by_prompt(items: list, fraction: float, limit: int | None, seed: int) 
     most `limit` items together; each list gets at least one prompt.
     """
     if not 0 < fraction < 1:
-        raise InputError(f"the held-out fraction must lie between 0 and 1, got {fraction}")
+        raise InputError(f"--eval-fraction must lie between 0 and 1, got {fraction}")
     sizes = Counter(map(prompt_text, items))
     hashes = {text: hashlib.sha256(f"{seed} {text}".encode()).hexdigest() for text in sizes}
     held_out, free = set(), len(items) if limit is None else limit

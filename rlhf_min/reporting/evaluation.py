@@ -117,9 +117,10 @@ def evaluate_policy(policy, reference, scorer: RewardScorer, prompts, sampling: 
     return metrics, table
 
 
-def gold_of(specs: list[str]):
-    """The function (prompt, answer) → true rating where all data are the zoo's, else None."""
-    return world.gold_rating if {spec.split(":")[0] for spec in specs} == {"zoo"} else None
+def gold_of(config):
+    """(prompt, answer) → true rating if data and eval_data are all the zoo's, else None."""
+    sources = {spec.split(":")[0] for spec in [*config.data, *config.eval_data]}
+    return world.gold_rating if sources == {"zoo"} else None
 
 
 def gold_metric(gold, prompts: list, rollout: Rollout, scorer: RewardScorer) -> dict:
