@@ -195,10 +195,13 @@ def main(config: Config) -> dict:
     separate_pad(model, tokenizer)
     if config.gradient_checkpointing:
         loading.checkpoint_activations(model)
-    max_length = min(config.max_length, context_length(model))
-    pairs, too_long = preferences.encode_pairs(tokenizer, pairs, max_length, "--data")
+    context, limit = context_length(model), f"--max-length {config.max_length}"
+    if config.max_length > context:
+        limit = f"the model's context of {context} tokens"
+    max_length = min(config.max_length, context)
+    pairs, too_long = preferences.encode_pairs(tokenizer, pairs, max_length, "--data", limit)
     held_out, dropped_held_out = preferences.encode_pairs(
-        tokenizer, held_out, max_length, "held-out data"
+        tokenizer, held_out, max_length, "held-out data", limit
     )
     dropped = {**dropped, **too_long}
     for reason, count in dropped.items():

@@ -185,15 +185,16 @@ def tiny_tokenizer(kind: str) -> PreTrainedTokenizerFast:
 
 
 def tiny_folder(
-    folder: Path, kind: str = "chatml", family: str = "llama", seed: int = 0, **extra
+    folder: Path, kind: str = "chatml", family: str = "llama", seed: int = 0, vocabulary=0, **extra
 ) -> Path:
     """Write a Hugging Face folder with a tokenizer and a random model; returns its path.
 
+    vocabulary: rows of the embeddings (0: one per token of the tokenizer).
     Its generation_config is like that of chat models: greedy, with a repetition penalty.
     """
     tokenizer = tiny_tokenizer(kind)
     config = _config(family, **extra)
-    config.vocab_size = len(tokenizer)
+    config.vocab_size = vocabulary or len(tokenizer)
     for name in ("bos", "eos", "pad"):
         setattr(config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
     torch.manual_seed(seed)

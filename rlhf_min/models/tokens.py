@@ -3,6 +3,8 @@
 import sys
 from dataclasses import dataclass
 
+from jinja2 import TemplateError
+
 from rlhf_min import InputError
 
 
@@ -22,12 +24,21 @@ def end_token_ids(model, tokenizer) -> list[int]:
 
 
 def chat_text(tokenizer, prompt: str | list[dict], answer: str | None = None) -> str:
-    """The chat template's text: up to where the answer begins, or with this answer."""
+    """The chat template's text: up to where the answer begins, or with this answer.
+
+    Raises InputError when the template refuses the messages (Gemma: no system turn).
+    """
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    if answer is None:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    messages = [*messages, {"role": "assistant", "content": answer}]
-    return tokenizer.apply_chat_template(messages, tokenize=False)
+    settings = {"tokenize": False, "add_generation_prompt": answer is None}
+    if answer is not None:
+        messages = [*messages, {"role": "assistant", "content": answer}]
+    try:
+        return tokenizer.apply_chat_template(messages, **settings)
+    except (TemplateError, TypeError) as error:
+        raise InputError(
+            f"the chat template of {tokenizer.name_or_path} refuses the prompt {prompt!r:.200} "
+            f"({error}): change the prompt's turns, or take another model"
+        ) from error
 
 
 def encode_prompt(tokenizer, prompt: str | list[dict], max_tokens: int = sys.maxsize) -> list[int]:
@@ -83,12 +94,18 @@ def encode_answer(tokenizer, prompt: str | list[dict], answer: str, end: bool = 
     return [*ids, tokenizer.eos_token_id] if end else ids
 
 
-def same_tokens(tokenizer, other) -> bool:
-    """Whether two models can share token ids: same vocabulary and chat template."""
+def same_vocabulary(tokenizer, other) -> bool:
+    """Whether each token has the same id in both tokenizers."""
     vocabulary, others = tokenizer.get_vocab(), other.get_vocab()
     if "<|pad|>" not in vocabulary:
         others.pop("<|pad|>", None)  # which `separate_pad` added
-    return vocabulary == others and tokenizer.chat_template == other.chat_template
+    return vocabulary == others
+
+
+def same_tokens(tokenizer, other) -> bool:
+    """Whether two models can share token ids: same vocabulary and chat template."""
+    same_template = tokenizer.chat_template == other.chat_template
+    return same_template and same_vocabulary(tokenizer, other)
 
 
 def decode_answer(tokenizer, ids: list[int]) -> str:
