@@ -11,18 +11,36 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_bad_input import assert_one_sentence, contents
-from test_reward_model import score_texts, trained_folder
-from tiny_models import tiny_folder, tiny_pairs, tiny_tokenizer, write_rows
+from test_reward_model import trained_folder
+from tiny_models import (
+    loop_answer_log_probs,
+    tiny_folder,
+    tiny_model,
+    tiny_pairs,
+    tiny_tokenizer,
+    write_rows,
+)
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    XLNetConfig,
+)
 
 import judge
 import train_policy
 import train_rm
 from rlhf_min import InputError, command_line
-from rlhf_min.models.loading import load_causal_lm, load_tokenizer
+from rlhf_min.models import loading
+from rlhf_min.models.loading import load_causal_lm, load_tokenizer, save_model
+from rlhf_min.models.log_probs import rollout_log_probs
 from rlhf_min.models.reward_model import load_reward_model, new_reward_model
+from rlhf_min.models.sampling import sample
 from rlhf_min.models.scoring import RewardScorer
+from rlhf_min.models.tokens import encode_prompt
 from rlhf_min.reporting import report
 
 ROOT = Path(__file__).parents[1]
@@ -86,7 +104,8 @@ ATTACK = """
 from pathlib import Path
 Path(__file__).with_name("MARKER").write_text("the code was run")
 Path({marker!r}).write_text("the code was run")
-from transformers import LlamaConfig as C, LlamaForCausalLM as M, LlamaForSequenceClassification as S
+from transformers import LlamaConfig as C, LlamaForCausalLM as M
+from transformers import LlamaForSequenceClassification as S
 from transformers import PreTrainedTokenizerFast as T
 """
 
@@ -341,4 +360,146 @@ def test_more_answers_than_a_step_can_hold_is_one_sentence(place, tmp_path, word
     assert flag in error and "take 99999999999" not in error
 
 
+# Shapes of models, and tokenizers, as policy and as reward model.
+
+FAMILIES = {
+    "llama": {}, "qwen3": {}, "gpt_neox": {}, "gpt2": {}, "gpt_neo": {"window_size": 12},
+    "gemma3": {}, "mistral": {"sliding_window": 8}, "bloom": {}, "falcon": {}, "mamba": {},
+    "lfm2": {},
+}  # fmt: skip
+HEADLESS = ("mamba", "lfm2")  # transformers has no classifier for them
+
+
+def run_and_load(script, place: Path, out: Path, words: str, monkeypatch):
+    """A run of a training script, and the model and tokenizer that plain transformers load from it.
+
+    They are those that the run had in memory: all weights and an output.
+    """
+    saved = []
+
+    def save(model, tokenizer, folder):
+        saved.append((model, tokenizer))
+        save_model(model, tokenizer, folder)
+
+    monkeypatch.setattr(loading, "save_model", save)
+    line = line_of(script, place, out, words)
+    assert command_line.run(script.main, script.Config, line) == 0
+    ((model, tokenizer),) = saved
+    policy = script is train_policy
+    auto_class = AutoModelForCausalLM if policy else AutoModelForSequenceClassification
+    loaded, info = auto_class.from_pretrained(
+        out, dtype=model.dtype, output_loading_info=True, use_safetensors=True
+    )
+    assert not any(info.values())
+    assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
+    again = AutoTokenizer.from_pretrained(out)
+    assert again.get_vocab() == tokenizer.get_vocab()
+    assert again.chat_template == tokenizer.chat_template
+    ids = torch.tensor([encode_prompt(again, "what does the bear like?")])
+    with torch.no_grad():
+        ours, theirs = (m.eval()(ids).logits for m in (model, loaded))
+    close = 2e-4 if model.dtype == torch.float32 else 0.05  # another attention kernel
+    assert_close(theirs, ours, rtol=5 * close, atol=close)
+    return loaded, again
+
+
+def metrics_of(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def trains(place: Path, tmp_path: Path, base: Path, dtype: str, monkeypatch, heads=True) -> None:
+    """Two steps of both reward heads from `base`, then of a policy against each of them.
+
+    heads: False for models that cannot have one; then the policy gets another reward model.
+    """
+    start = dict(load_causal_lm(str(base), torch.float32).named_parameters())
+    if not heads:
+        (tmp_path / "scalar").symlink_to(place / "rm")
+    for head in ("scalar", "ratings") if heads else ("scalar",):
+        words = f"--model {base} --head {head} --dtype {dtype}"
+        if heads:
+            model, _ = run_and_load(train_rm, place, tmp_path / head, words, monkeypatch)
+            assert model.num_labels == {"scalar": 1, "ratings": 10}[head]
+            assert model.score.weight.any()
+        words = f"--model {base} --reward-model {tmp_path / head} --dtype {dtype} --lr 0.01"
+        out = tmp_path / f"policy-{head}"
+        policy, _ = run_and_load(train_policy, place, out, words, monkeypatch)
+        weights = dict(policy.named_parameters())
+        assert any(not weights[name].float().equal(start[name]) for name in weights)
+        gaps = [row["alignment/gap"] for row in metrics_of(out)]
+        assert len(gaps) == 2 and max(gaps) < (0.001 if dtype == "float32" else 0.05)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_models_of_this_shape_are_policies_and_reward_models(
+    place, tmp_path, monkeypatch, family, dtype
+):
+    base = tiny_folder(tmp_path / "base", "smol", family, spread=0.1, **FAMILIES[family])
+    trains(place, tmp_path, base, dtype, monkeypatch, heads=family not in HEADLESS)
+
+
+@pytest.mark.parametrize("family", HEADLESS)
+def test_a_model_that_cannot_have_a_head_is_one_sentence(place, tmp_path, family, capfd):
+    folder = tiny_folder(tmp_path / "theirs", "smol", family)
+    error = sentence_of(train_rm, place, tmp_path, f"--model {folder}", capfd)
+    assert family in error and "another family" in error
+
+
+@pytest.mark.parametrize("kind", ["smol", "no pad", "plain", "bos", "one-special", "padded"])
+def test_a_tokenizer_of_this_kind_serves_policies_and_reward_models(
+    place, tmp_path, monkeypatch, kind
+):
+    """Pad = end, no pad token, no template, its own BOS, one special token, more embeddings."""
+    sizes = {"vocabulary": 512} if kind == "padded" else {}
+    base = tiny_folder(tmp_path / "base", kind if " " not in kind and not sizes else "smol", **sizes)
+    if kind == "no pad":
+        tokenizer = load_tokenizer(str(base))
+        tokenizer.pad_token = None
+        tokenizer.save_pretrained(base)
+        assert load_tokenizer(str(base)).pad_token is None
+    trains(place, tmp_path, base, "float32", monkeypatch)
+
+
+@pytest.mark.parametrize("family", ["bloom", "falcon", "mamba", "lfm2", "gemma3", "mistral"])
+def test_models_that_take_no_tree_compute_the_same_as_plain_rows(family):
+    """Rows of different lengths, answers that end early: sampler and training against an oracle."""
+    attention = "eager" if family in ("bloom", "mamba") else "sdpa"
+    model = tiny_model(family, attention, dtype=torch.float32, **FAMILIES[family])
+    prompts = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [12, 13], [4, 3, 5]]
+    generator = torch.Generator().manual_seed(0)
+    rollout = sample(model, prompts, 3, 12, [2, *range(14, 18)], 0.7, generator)
+    assert rollout.finished.any() and len({len(a) for own in rollout.answers for a in own}) > 3
+    with torch.no_grad():
+        plain = loop_answer_log_probs(model, prompts, rollout.answers, 0.7).view(3, 3)
+    assert_close(rollout.log_probs, plain, atol=1e-3, rtol=1e-4)
+    assert_close(rollout_log_probs(model, rollout, 0.7, 4), plain, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlnet"])
+def test_a_model_that_is_no_decoder_is_one_sentence_as_policy(place, tmp_path, kind, capfd):
+    """BERT's tokens see the future, so sampling and training differ; the guard finds it."""
+    tokenizer = tiny_tokenizer("smol")
+    if kind == "bert":
+        model = AutoModelForCausalLM.from_config(tiny_bert(len(tokenizer)))
+    else:
+        config = XLNetConfig(vocab_size=len(tokenizer), d_model=16, n_layer=2, n_head=2, d_inner=24)
+        model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path / "theirs")
+    tokenizer.save_pretrained(tmp_path / "theirs")
+    line = line_of(train_policy, place, tmp_path / "out", f"--model {tmp_path / 'theirs'}")
+    with pytest.raises(SystemExit) as stop:
+        command_line.run(train_policy.main, train_policy.Config, line)
+    error = capfd.readouterr().err.splitlines(keepends=True)[-1]
+    assert_one_sentence(stop.value.code, error, [])
+    assert "differ" in error if kind == "bert" else "no decoder" in error
+
+
 # Encoders and other heads as reward model.
+
+
+def tiny_bert(vocabulary: int, **extra) -> BertConfig:
+    return BertConfig(
+        vocab_size=vocabulary, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=64, **extra,
+    )  # fmt: skip

@@ -130,6 +130,10 @@ def _from_hub(auto_class, path: str, what: str, **settings):
         if "trust_remote_code" in str(error):
             reason = "it asks for its own code (auto_map), which is never run"
             advice = "give a model of an architecture that transformers has"
+        elif "Unrecognized configuration class" in reason:
+            kind = settings["config"].model_type
+            reason = f"transformers has no {auto_class.__name__} for the type {kind}"
+            advice = "take a model of another family"
         elif any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
             reason = "its weights are pickled (.bin), which can hold code and is never loaded"
             advice = (
