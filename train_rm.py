@@ -190,8 +190,8 @@ def main(config: Config) -> dict:
     check(config)
     pairs, held_out, dropped = read_pairs(config)
     start_model.build_if_missing(config.model)
-    tokenizer = loading.load_tokenizer(config.model)
     model = new_reward_model(config.model, config.head, choose_dtype(config.dtype))
+    tokenizer = loading.load_tokenizer(config.model)
     separate_pad(model, tokenizer)
     if config.gradient_checkpointing:
         loading.checkpoint_activations(model)

@@ -1,6 +1,7 @@
 """Models that other people made: no code of theirs is run, and what cannot work is one sentence."""
 
 import json
+import math
 import os
 import pty
 import subprocess
@@ -20,13 +21,19 @@ from tiny_models import (
     tiny_tokenizer,
     write_rows,
 )
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import TemplateProcessing
 from torch.testing import assert_close
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
-    BertForSequenceClassification,
+    DebertaV2Config,
+    PreTrainedTokenizerFast,
     XLNetConfig,
 )
 
@@ -452,7 +459,8 @@ def test_a_tokenizer_of_this_kind_serves_policies_and_reward_models(
 ):
     """Pad = end, no pad token, no template, its own BOS, one special token, more embeddings."""
     sizes = {"vocabulary": 512} if kind == "padded" else {}
-    base = tiny_folder(tmp_path / "base", kind if " " not in kind and not sizes else "smol", **sizes)
+    own = "smol" if kind in ("no pad", "padded") else kind
+    base = tiny_folder(tmp_path / "base", own, **sizes)
     if kind == "no pad":
         tokenizer = load_tokenizer(str(base))
         tokenizer.pad_token = None
@@ -492,7 +500,7 @@ def test_a_model_that_is_no_decoder_is_one_sentence_as_policy(place, tmp_path, k
         command_line.run(train_policy.main, train_policy.Config, line)
     error = capfd.readouterr().err.splitlines(keepends=True)[-1]
     assert_one_sentence(stop.value.code, error, [])
-    assert "differ" in error if kind == "bert" else "no decoder" in error
+    assert ("differ" if kind == "bert" else "no decoder") in error
 
 
 # Encoders and other heads as reward model.
@@ -503,3 +511,96 @@ def tiny_bert(vocabulary: int, **extra) -> BertConfig:
         vocab_size=vocabulary, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
         num_attention_heads=2, max_position_embeddings=64, **extra,
     )  # fmt: skip
+
+
+def encoder_folder(folder: Path, family: str, labels: int, head: bool = True) -> Path:
+    """A classifier with its own word-piece tokenizer, which has no end token and no template."""
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789?!.,' "
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "bear", "likes", "honey", *letters]
+    words += [f"##{letter}" for letter in letters]
+    inner = Tokenizer(WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    inner.pre_tokenizer = BertPreTokenizer()
+    pair = {"pair": "[CLS] $A [SEP] $B:1 [SEP]:1", "single": "[CLS] $A [SEP]"}
+    inner.post_processor = TemplateProcessing(**pair, special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]",
+        sep_token="[SEP]", model_max_length=64,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )  # fmt: skip
+    config = tiny_bert(len(words))
+    if family == "deberta":
+        config = DebertaV2Config(
+            vocab_size=len(words), hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+            num_attention_heads=2, max_position_embeddings=64, type_vocab_size=2,
+            relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=16,
+        )  # fmt: skip
+    config.num_labels = labels
+    torch.manual_seed(0)
+    auto_class = AutoModelForSequenceClassification if head else AutoModel
+    model = auto_class.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("labels", [1, 10])
+@pytest.mark.parametrize("family", ["bert", "deberta"])
+def test_an_encoder_scores_pairs_of_texts_as_plain_transformers_does(tmp_path, family, labels):
+    """Of different lengths, in one batch; the prompt is cut on the left, the answer is not."""
+    folder = encoder_folder(tmp_path / "encoder", family, labels)
+    scorer = RewardScorer(str(folder), torch.float32, tiny_tokenizer("smol"))
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    turns = [{"role": "user", "content": "a frog?"}, {"role": "assistant", "content": "no"}]
+    prompts = ["what does the bear like?", [*turns, turns[0]], "0123456789 " * 9 + "bear"]
+    texts = [["honey", "bear likes honey"], ["", "no!"], ["likes honey", "x"]]
+    ours = scorer.text_outputs(prompts, texts, [[True, False]] * 3)
+    expected = []
+    for prompt, own in zip(prompts, texts, strict=True):
+        for text in own:
+            whole = prompt if isinstance(prompt, str) else "a frog?\n\nno\n\na frog?"
+            first = tokenizer(whole, add_special_tokens=False).input_ids
+            second = tokenizer(text, add_special_tokens=False).input_ids
+            first = first[max(0, len(first) + len(second) + 3 - 64) :]
+            row = [2, *first, 3, *second, 3]
+            kinds = [0] * (len(first) + 2) + [1] * (len(second) + 1)
+            ids, kinds = torch.tensor([row]), torch.tensor([kinds])
+            with torch.no_grad():
+                expected.append(model(ids, token_type_ids=kinds).logits[0])
+    assert_close(ours, torch.stack(expected), atol=1e-4, rtol=1e-3)
+    with pytest.raises(InputError, match=r"answer of 70 tokens does not fit .* context of 64"):
+        scorer.text_outputs(["a bear?"], [["honey " * 70]], [[True]])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("family", "labels"), [("bert", 1), ("deberta", 1), ("deberta", 10)])
+def test_an_encoder_is_a_reward_model_and_a_judge(place, tmp_path, family, labels, dtype):
+    folder = encoder_folder(tmp_path / "encoder", family, labels)
+    words = f"--reward-model {folder} --dtype {dtype}"
+    line = line_of(train_policy, place, tmp_path / "policy", words)
+    assert command_line.run(train_policy.main, train_policy.Config, line) == 0
+    rewards = [row["reward/mean"] for row in metrics_of(tmp_path / "policy")]
+    assert len(rewards) == 2 and all(map(math.isfinite, rewards))
+    words = f"--judge reward-model:{folder} --dtype {dtype}"
+    line = line_of(judge, place, tmp_path / "judge", words)
+    assert command_line.run(judge.main, judge.Config, line) == 0
+    summary = json.loads((tmp_path / "judge" / "summary.json").read_text())
+    assert summary["pairs"] == 3 and summary["failures"] == 0
+
+
+@pytest.mark.parametrize("family", ["bert", "deberta"])
+def test_a_classifier_of_two_labels_or_without_a_head_is_one_sentence(
+    place, tmp_path, family, capfd
+):
+    two = encoder_folder(tmp_path / "two", family, 2)
+    error = sentence_of(train_policy, place, tmp_path, f"--reward-model {two}", capfd)
+    assert "two is a classifier with 2 labels" in error and "LANGUAGE_MODEL" in error
+    bare = encoder_folder(tmp_path / "bare", family, 1, head=False)
+    error = sentence_of(train_policy, place, tmp_path, f"--reward-model {bare}", capfd)
+    assert "bare" in error and f"--model {bare}" not in error
+    one = encoder_folder(tmp_path / "one", family, 1)
+    error = sentence_of(train_rm, place, tmp_path, f"--model {one}", capfd)
+    assert "one is an encoder" in error and "decoder" in error

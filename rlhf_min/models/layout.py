@@ -42,7 +42,8 @@ def tree_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
 def context_length(model) -> int:
     """Longest row of a model in tokens, prompt and answer together."""
     config = model.config.get_text_config()
-    return getattr(config, "max_position_embeddings", None) or sys.maxsize
+    length = getattr(config, "max_position_embeddings", None) or 0
+    return length if length > 0 else sys.maxsize  # XLNet: -1
 
 
 def slides(model, length: int) -> bool:

@@ -19,10 +19,10 @@ logging.disable_progress_bar()
 logging.set_verbosity_error()  # our own errors say what is missing from a checkpoint
 
 
-def load_tokenizer(path: str):
-    """A tokenizer that can end an answer.  Raises InputError when it has no end token."""
+def load_tokenizer(path: str, needs_end: bool = True):
+    """A tokenizer.  Raises InputError when it has no end token and needs one to end answers."""
     tokenizer = _from_hub(AutoTokenizer, path, "tokenizer")
-    if tokenizer.eos_token_id is None:
+    if needs_end and tokenizer.eos_token_id is None:
         raise InputError(f"{path} has no end token: set eos_token in its tokenizer_config.json")
     return tokenizer
 

@@ -23,6 +23,11 @@ def end_token_ids(model, tokenizer) -> list[int]:
     return sorted({tokenizer.eos_token_id, *extra} - {None})
 
 
+def plain_text(prompt: str | list[dict]) -> str:
+    """A prompt for a model without a chat template: chat messages become paragraphs."""
+    return prompt if isinstance(prompt, str) else "\n\n".join(m["content"] for m in prompt)
+
+
 def chat_text(tokenizer, prompt: str | list[dict], answer: str | None = None) -> str:
     """The chat template's text: up to where the answer begins, or with this answer.
 
@@ -52,8 +57,7 @@ def encode_prompt(tokenizer, prompt: str | list[dict], max_tokens: int = sys.max
     if tokenizer.chat_template:
         ids = tokenizer(chat_text(tokenizer, prompt), add_special_tokens=False).input_ids
     else:
-        text = prompt if isinstance(prompt, str) else "\n\n".join(m["content"] for m in prompt)
-        ids = tokenizer(text).input_ids
+        ids = tokenizer(plain_text(prompt)).input_ids
         if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
             ids = ids[:-1]  # some tokenizers close every text
     bos = tokenizer.bos_token_id
