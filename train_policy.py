@@ -67,9 +67,9 @@ class Config:
     weight: Literal["none", "inverse-sigma", "inverse-variance", "inverse-one-plus-sigma"] = option(
         "none", "factor of the advantage from the ratings' spread"
     )
-    samples: int = option(4, "answers per prompt", heading="Sampling", at_least=1)
-    batch_size: int = option(64, "answers per step: prompts x --samples", at_least=1)
-    max_new_tokens: int = option(64, "tokens of an answer, at most", at_least=1)
+    samples: int = option(4, "answers per prompt", heading="Sampling", at_least=1, at_most=10**6)
+    batch_size: int = option(64, "answers per step: prompts x --samples", at_least=1, at_most=10**6)
+    max_new_tokens: int = option(64, "tokens of an answer, at most", at_least=1, at_most=10**6)
     temperature: float = option(1.0, "of the sampling distribution", above=0)
     steps: int = option(100, "rollouts", heading="Optimisation", at_least=1)
     lr: float = option(5e-4, "learning rate", "--learning-rate", above=0)
@@ -213,7 +213,7 @@ def main(config: Config) -> dict:
     build_missing(config)
     dtype, tokenizer = choose_dtype(config.dtype), loading.load_tokenizer(config.model)
     policy = loading.load_causal_lm(config.model, dtype)
-    reference = loading.load_causal_lm(config.reference or config.model, dtype)
+    reference = loading.load_reference(config.reference or config.model, policy, tokenizer)
     reward_settings = config.reading, config.entropic_b, config.weight
     scorer = RewardScorer(config.reward_model, dtype, tokenizer, *reward_settings)
     if config.gradient_checkpointing:

@@ -189,15 +189,18 @@ def main(config: Config) -> dict:
         return summary
     pairs, held_out, dropped, dropped_held_out = read_pairs(config)
     start_model.build_if_missing(config.model)
-    tokenizer = loading.load_tokenizer(config.model)
     model = new_reward_model(config.model, config.head, choose_dtype(config.dtype))
+    tokenizer = loading.load_tokenizer(config.model)
     separate_pad(model, tokenizer)
     if config.gradient_checkpointing:
         loading.checkpoint_activations(model)
-    max_length = min(config.max_length, context_length(model))
-    pairs, others = preferences.encode_pairs(tokenizer, pairs, max_length, "--data")
+    context, limit = context_length(model), f"--max-length {config.max_length}"
+    if config.max_length > context:
+        limit = f"the model's context of {context} tokens"
+    max_length = min(config.max_length, context)
+    pairs, others = preferences.encode_pairs(tokenizer, pairs, max_length, "--data", limit)
     held_out, others_held_out = preferences.encode_pairs(
-        tokenizer, held_out, max_length, "held-out data"
+        tokenizer, held_out, max_length, "held-out data", limit
     )
     dropped, dropped_held_out = dropped | others, dropped_held_out | others_held_out
     report_dropped(dropped, len(pairs), "training pairs")

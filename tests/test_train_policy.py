@@ -442,6 +442,15 @@ def test_the_folder_has_every_file_and_key_of_the_contract(tiny_run, tmp_path, p
     assert not (out / "checkpoint.pt").exists() and not list(out.glob(".saving*"))
 
 
+@pytest.mark.parametrize("temperature", [0.6, 1.7])
+def test_a_policy_that_is_its_reference_has_no_kl_at_any_temperature(
+    tiny_run, tmp_path, temperature
+):
+    summary = train_policy.main(config_of(tiny_run, tmp_path / "out", temperature=temperature))
+    assert summary["before"]["kl/mean"] == pytest.approx(0, abs=1e-6)
+    assert abs(summary["after"]["kl/mean"]) > 1e-3  # so a policy that moved is seen
+
+
 def test_held_out_metrics_equal_a_loop(tiny_run, tmp_path, monkeypatch):
     rollouts = []
 

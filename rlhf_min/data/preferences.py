@@ -150,18 +150,19 @@ def split_by_prompt(items: list, fraction: float, limit: int | None, seed: int) 
     return train, [item for item in items if prompt_text(item) in held_out]
 
 
-def encode_pairs(tokenizer, pairs: list[Pair], max_length: int, source: str):
+def encode_pairs(tokenizer, pairs: list[Pair], max_length: int, source: str, limit="--max-length"):
     """Pairs as token ids, and how many were dropped or cut, by reason.
 
     A prompt is cut on the left until prompt and longer answer fit in max_length tokens; a pair
-    whose answer does not fit is dropped.  InputError, which names `source`, if no pair is left.
+    whose answer does not fit is dropped.  InputError if no pair is left.  source, limit: names of
+    the data and of max_length, for messages.
     """
     encoded, dropped = [], Counter()
     for pair in pairs:
         answers = [encode_answer(tokenizer, pair.prompt, a) for a in (pair.chosen, pair.rejected)]
         room = max_length - max(map(len, answers))
         if room < 1:
-            dropped["answer longer than --max-length"] += 1
+            dropped[f"answer longer than {limit}"] += 1
         elif answers[0] == answers[1]:
             dropped["answers are the same tokens"] += 1
         else:
@@ -171,8 +172,8 @@ def encode_pairs(tokenizer, pairs: list[Pair], max_length: int, source: str):
             known = tuple(math.nan if rating is None else rating for rating in ratings)
             encoded.append(EncodedPair(prompt, answers, known, pair))
     if not encoded:
-        problem = f"no pair of {source} fits {max_length} tokens"
-        raise InputError(f"{problem}: raise --max-length or take a model with a longer context")
+        longer = "a higher --max-length" if "--" in limit else "a model with a longer context"
+        raise InputError(f"no pair of {source} fits {limit}: give shorter answers, or {longer}")
     return encoded, dict(dropped)
 
 

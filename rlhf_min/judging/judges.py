@@ -12,7 +12,6 @@ import torch
 
 from rlhf_min.data.preferences import Prompt, prompt_text
 from rlhf_min.judging.comparisons import Comparison, Verdict, VerdictLog
-from rlhf_min.models.answers import encode_texts
 from rlhf_min.models.reward_model import reward_from
 from rlhf_min.models.scoring import RewardScorer
 from rlhf_min.zoo import world
@@ -37,8 +36,8 @@ def reward_model_judge(path: str, dtype: torch.dtype = torch.float32) -> Judge:
     @lru_cache(maxsize=1024)
     def rewards(prompt: str, first: str, second: str) -> list[float]:
         texts, ends = [[first], [second]], [[True], [True]]
-        ids = encode_texts(scorer.tokenizer, [json.loads(prompt)] * 2, texts, ends, scorer.context)
-        return reward_from(scorer.outputs(*ids), "mean").tolist()
+        outputs = scorer.text_outputs([json.loads(prompt)] * 2, texts, ends)
+        return reward_from(outputs, "mean").tolist()
 
     def judge(prompt: Prompt, first: str, second: str) -> Verdict:
         answers = sorted((first, second))

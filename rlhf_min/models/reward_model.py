@@ -10,6 +10,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rlhf_min import InputError
 from rlhf_min.maths.ratings import entropic_rating, mean_rating, win_log_probability
+from rlhf_min.models.encoder import is_encoder
 from rlhf_min.models.loading import load_model
 from rlhf_min.models.prompt_tree import Tree, hidden_states
 
@@ -23,8 +24,11 @@ def new_reward_model(path: str, head: str, dtype: torch.dtype):
     InputError as `load_model`.
     """
     model, info = load_model(AutoModelForSequenceClassification, path, dtype, LABELS[head])
-    if not hasattr(model, "score"):
-        raise InputError(f"{path} has a head that is not `score`: start from a language model")
+    if is_encoder(model):
+        raise InputError(
+            f"{path} is an encoder, which train_rm.py does not train: start from a decoder "
+            "language model (a trained encoder with 1 label works as --reward-model)"
+        )
     if info["missing_keys"]:
         torch.nn.init.zeros_(model.score.weight)  # the first loss is exactly the chance level
     return model
@@ -33,12 +37,18 @@ def new_reward_model(path: str, head: str, dtype: torch.dtype):
 def load_reward_model(path: str, dtype: torch.dtype):
     """A trained reward model.  Raises InputError where there is none, and as `load_model`."""
     model, info = load_model(AutoModelForSequenceClassification, path, dtype)
-    trained = hasattr(model, "score") and not info["missing_keys"]
-    if not trained or model.config.num_labels not in LABELS.values():
+    base = "LANGUAGE_MODEL" if is_encoder(model) else path
+    advice = f"train one with `python train_rm.py --model {base} --out runs/rm`"
+    if info["missing_keys"]:
+        raise InputError(f"{path} has no reward head with trained weights: {advice}")
+    if model.config.num_labels not in LABELS.values():
         raise InputError(
-            f"{path} has no reward head (1 or 10 labels) with trained weights: "
-            f"train one with `python train_rm.py --model {path} --out runs/rm`"
+            f"{path} is a classifier with {model.config.num_labels} labels, but a reward model has "
+            "1 (a score) or 10 (the ratings 1 to 10): give one that has, or train one with "
+            "`python train_rm.py --model LANGUAGE_MODEL --out runs/rm`"
         )
+    if model.config.is_encoder_decoder:
+        raise InputError(f"{path} is an encoder-decoder: give a decoder or an encoder with a head")
     return model
 
 

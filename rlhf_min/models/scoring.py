@@ -7,6 +7,7 @@ from rlhf_min import InputError
 from rlhf_min.maths.ratings import confidence_weight
 from rlhf_min.models.answers import answer_texts, encode_texts
 from rlhf_min.models.batches import tree_batches
+from rlhf_min.models.encoder import encoder_outputs, is_encoder
 from rlhf_min.models.layout import context_length
 from rlhf_min.models.loading import load_tokenizer
 from rlhf_min.models.reward_model import branch_outputs, load_reward_model, reward_from
@@ -22,10 +23,13 @@ class RewardScorer:
     """
 
     def __init__(self, path, dtype, policy_tokenizer=None, reading="mean", b=2.0, weight="none"):
-        self.model, self.tokenizer = load_reward_model(path, dtype), load_tokenizer(path)
+        self.model = load_reward_model(path, dtype)
+        self.is_encoder = is_encoder(self.model)
+        self.tokenizer = load_tokenizer(path, needs_end=not self.is_encoder)
         self.policy_tokenizer = policy_tokenizer or self.tokenizer
         self.context = context_length(self.model)
-        self.same_tokens = same_tokens(self.policy_tokenizer, self.tokenizer)
+        shared = same_tokens(self.policy_tokenizer, self.tokenizer)
+        self.same_tokens = shared and not self.is_encoder
         self.reading, self.b, self.weight = reading, b, weight
         self.needs_reference = reading == "win"  # rewards compare with the reference's answers
         if self.model.config.num_labels == 1 and (reading == "entropic" or weight != "none"):
@@ -50,11 +54,18 @@ class RewardScorer:
         If the reward model has another tokenizer, the answers are decoded and encoded again;
         otherwise their sampled ids are scored, since encoding a text may give other ids.
         """
-        ids, branches = rollout.prompts, rollout.answers
-        if not self.same_tokens:
+        if self.same_tokens:
+            outputs = self.outputs(rollout.prompts, rollout.answers)
+        else:
             texts, ends = answer_texts(self.policy_tokenizer, rollout), rollout.finished.tolist()
-            ids, branches = encode_texts(self.tokenizer, prompts, texts, ends, self.context)
-        return self.outputs(ids, branches).view(*rollout.finished.shape, -1)
+            outputs = self.text_outputs(prompts, texts, ends)
+        return outputs.view(*rollout.finished.shape, -1)
+
+    def text_outputs(self, prompts: list, texts: list[list[str]], ends: list[list[bool]]) -> Tensor:
+        """Head outputs of answer texts, arguments as `encode_texts`: [B, labels] float32."""
+        if self.is_encoder:
+            return encoder_outputs(self.model, self.tokenizer, prompts, texts)
+        return self.outputs(*encode_texts(self.tokenizer, prompts, texts, ends, self.context))
 
     @torch.no_grad()
     def outputs(self, prompts: list[list[int]], branches: list[list[list[int]]]) -> Tensor:

@@ -4,6 +4,8 @@ import sys
 from dataclasses import dataclass
 from functools import lru_cache
 
+from jinja2 import TemplateError
+
 from rlhf_min import InputError
 
 
@@ -22,13 +24,27 @@ def end_token_ids(model, tokenizer) -> list[int]:
     return sorted({tokenizer.eos_token_id, turn_end(tokenizer)[0], *extra} - {None})
 
 
+def plain_text(prompt: str | list[dict]) -> str:
+    """A prompt for a model without a chat template: chat messages become paragraphs."""
+    return prompt if isinstance(prompt, str) else "\n\n".join(m["content"] for m in prompt)
+
+
 def chat_text(tokenizer, prompt: str | list[dict], answer: str | None = None) -> str:
-    """The chat template's text: up to where the answer begins, or with this answer."""
+    """The chat template's text: up to where the answer begins, or with this answer.
+
+    Raises InputError when the template refuses the messages (Gemma: no system turn).
+    """
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    if answer is None:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    messages = [*messages, {"role": "assistant", "content": answer}]
-    return tokenizer.apply_chat_template(messages, tokenize=False)
+    settings = {"tokenize": False, "add_generation_prompt": answer is None}
+    if answer is not None:
+        messages = [*messages, {"role": "assistant", "content": answer}]
+    try:
+        return tokenizer.apply_chat_template(messages, **settings)
+    except (TemplateError, TypeError) as error:
+        raise InputError(
+            f"the chat template of {tokenizer.name_or_path} refuses the prompt {prompt!r:.200} "
+            f"({error}): change the prompt's turns, or take another model"
+        ) from error
 
 
 def encode_prompt(tokenizer, prompt: str | list[dict], max_tokens: int = sys.maxsize) -> list[int]:
@@ -42,8 +58,7 @@ def encode_prompt(tokenizer, prompt: str | list[dict], max_tokens: int = sys.max
     if tokenizer.chat_template:
         ids = tokenizer(chat_text(tokenizer, prompt), add_special_tokens=False).input_ids
     else:
-        text = prompt if isinstance(prompt, str) else "\n\n".join(m["content"] for m in prompt)
-        ids = tokenizer(text).input_ids
+        ids = tokenizer(plain_text(prompt)).input_ids
         if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
             ids = ids[:-1]  # some tokenizers close every text
     bos = tokenizer.bos_token_id
@@ -101,12 +116,18 @@ def turn_end(tokenizer) -> tuple[int, str]:
     return tokenizer.eos_token_id, ""
 
 
-def same_tokens(tokenizer, other) -> bool:
-    """Whether two models can share token ids: same vocabulary and chat template."""
+def same_vocabulary(tokenizer, other) -> bool:
+    """Whether each token has the same id in both tokenizers."""
     vocabulary, others = tokenizer.get_vocab(), other.get_vocab()
     if "<|pad|>" not in vocabulary:
         others.pop("<|pad|>", None)  # which `separate_pad` added
-    return vocabulary == others and tokenizer.chat_template == other.chat_template
+    return vocabulary == others
+
+
+def same_tokens(tokenizer, other) -> bool:
+    """Whether two models can share token ids: same vocabulary and chat template."""
+    same_template = tokenizer.chat_template == other.chat_template
+    return same_template and same_vocabulary(tokenizer, other)
 
 
 def decode_answer(tokenizer, ids: list[int]) -> str:
