@@ -10,7 +10,6 @@ to measure a model, use `--data zoo:held-out`.
 Left out on purpose: tournaments of many models, Elo ratings.
 """
 
-import math
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -61,16 +60,16 @@ class Config:
     )
     base_url: str | None = option(None, "openai: address of a compatible server, http://host/v1")
     concurrency: int = option(4, "openai: questions under way at once", at_least=1)
-    timeout: float = option(60.0, "openai: seconds to wait for a reply", above=0, below=math.inf)
+    timeout: float = option(60.0, "openai: seconds to wait for a reply", above=0)
     retries: int = option(
         5, "openai: further attempts after 429, 5xx, a time-out or a lost connection", at_least=0
     )
     max_new_tokens: int = option(64, "longest answer, in tokens", heading="Sampling", at_least=1)
-    temperature: float = option(1.0, "of the sampling distribution", above=0, below=math.inf)
+    temperature: float = option(1.0, "of the sampling distribution", at_least=0.01)
     batch_size: int = option(64, "answers sampled at once", at_least=1)
     dtype: Literal["auto", "float32", "bfloat16"] = option("float32", "what the models compute in")
     out: str = option("runs/judge", "folder of the run", heading="Run")
-    seed: int = option(0, "of the prompts, the answers and the order in which they are shown")
+    seed: int = option(0, "of the prompts, the answers and the order they are shown in", at_least=0)
     resume: bool = option(False, "go on with the interrupted run in --out, asking nothing twice")
     overwrite: bool = option(False, "replace the run in --out")
 

@@ -21,6 +21,7 @@ from rlhf_min.data.order import batch_indices, check_batch_size
 from rlhf_min.data.preferences import fingerprint, hold_out, read_prompts
 from rlhf_min.defaults import REWARD_MODEL, build_missing
 from rlhf_min.hardware.device import Clock, choose_dtype
+from rlhf_min.hardware.finite import check_finite, naming
 from rlhf_min.hardware.optimiser import MasterAdamW, warm_up
 from rlhf_min.maths import baselines, policy_losses
 from rlhf_min.maths.reward_shaping import penalise_missing_end, standardise, with_kl
@@ -50,32 +51,32 @@ class Config:
         "moving-average", "what is subtracted from the reward"
     )
     updates: int = option(1, "updates per rollout (ppo-clip)", at_least=1)
-    clip: float = option(0.2, "epsilon of ppo-clip")
+    clip: float = option(0.2, "epsilon of ppo-clip", above=0, at_most=1)
     ema_decay: float = option(0.9, "decay of --baseline ema", at_least=0, below=1)
     kl: float = option(0.2, "weight of the KL penalty, reward per nat", "--beta", at_least=0)
-    missing_end_penalty: float = option(1.0, "reward units taken from answers that did not end")
+    missing_end_penalty: float = option(1.0, "reward taken from answers without end", at_least=0)
     reading: Literal["mean", "entropic", "win"] = option(
         "mean", "how ratings become a reward (win, against the reference's answer: any head)"
     )
-    entropic_b: float = option(2.0, "scale of --reading entropic, in ratings", above=0)
+    entropic_b: float = option(2.0, "scale of --reading entropic, in ratings", at_least=0.01)
     weight: Literal["none", "inverse-sigma", "inverse-variance", "inverse-one-plus-sigma"] = option(
         "none", "factor of the advantage from the ratings' spread"
     )
     samples: int = option(4, "answers per prompt", heading="Sampling", at_least=1)
     batch_size: int = option(64, "answers per step", at_least=1)
     max_new_tokens: int = option(64, "tokens of an answer, at most", at_least=1)
-    temperature: float = option(1.0, "of the sampling distribution", above=0)
+    temperature: float = option(1.0, "of the sampling distribution", at_least=0.01)
     steps: int = option(100, "rollouts", heading="Optimisation", at_least=1)
-    lr: float = option(5e-4, "learning rate", "--learning-rate", above=0)
-    warm_up: int = option(5, "steps with a rising learning rate")
-    max_grad_norm: float = option(1.0, "gradients with a larger norm are scaled down to it")
+    lr: float = option(5e-4, "learning rate", "--learning-rate", above=0, at_most=1)
+    warm_up: float = option(5, "steps of rising learning rate (below 1: a share)", at_least=0)
+    max_grad_norm: float = option(1.0, "larger gradients are scaled down to this norm", above=0)
     micro_batch: int = option(16, "prompts per forward and backward pass, at most", at_least=1)
     gradient_checkpointing: bool = option(False, "less memory, about a third more time")
     dtype: Literal["auto", "float32", "bfloat16"] = option("float32", "what the models compute in")
     out: str = option("runs/policy", "folder of the run", heading="Run")
-    seed: int = option(0, "of prompts' order and sampling")
+    seed: int = option(0, "of prompts' order and sampling", at_least=0)
     eval_prompts: int = option(256, "held-out prompts at most", at_least=1)
-    eval_every: int = option(0, "steps between held-out evaluations (0: before and after only)")
+    eval_every: int = option(0, "steps between evaluations (0: before, after only)", at_least=0)
     ruler_prompts: int = option(256, "prompts that set the unit of reward", at_least=2)
     save_every: int = option(50, "steps between checkpoints", at_least=1)
     track: Literal["none", "tensorboard", "wandb"] = option("none", "live tracking besides files")
@@ -140,6 +141,7 @@ def train(config: Config, policy, reference, scorer, prompts, sampling, evaluate
         clock = Clock()
         batch = [prompts[i] for i in batch_indices(len(prompts), P, step, config.seed)]
         ids, texts = [prompt.ids for prompt in batch], [prompt.prompt for prompt in batch]
+        log.under_way |= {"place": f"step {step + 1}", "prompts": texts}  # for error messages
 
         # Sample K answers to each of P prompts, without gradient, and score them.
         rollout = sample(policy, ids, K, **sampling)  # answers [P][K]
@@ -163,10 +165,11 @@ def train(config: Config, policy, reference, scorer, prompts, sampling, evaluate
                     kl_rewards_PK[p] = with_kl(rewards_PK[p], old_PK[p], ref_PK[p], config.kl)
                     advantages_PK[p] = baseline.advantages(kl_rewards_PK[p]) * weights_PK[p]
                 loss(log_probs_pK, old_PK[p], advantages_PK[p], P * K).backward()
+            check_finite("the policy's log-prob", log_probs_PK)
             gap = alignment_gap(rollout, old_PK)
             if step == first:
                 check_alignment(gap, policy.dtype)  # before any weight changes
-            lr = config.lr * warm_up(step, config.warm_up)
+            lr = config.lr * warm_up(step, config.warm_up, config.steps)
             grad_norm = optimiser.step(lr, config.max_grad_norm)
         clock("policy")
 
@@ -219,7 +222,7 @@ def main(config: Config) -> dict:
         state = {"step": 0, "reward_scale": scale, "before": before, "samples": answers}
     metadata["reward_scale"] = state["reward_scale"]
     log = run_folder.RunLog("train_policy.py", config, metadata, state["step"])
-    with log.stop_between_steps():
+    with log.stop_between_steps(), naming(log.under_way):
         train(config, policy, reference, scorer, prompts, sampling, evaluate, log, state)
     loading.save_model(policy, tokenizer, config.out)
     return evaluation.write_results(log, state, *evaluate(policy), config.steps)

@@ -196,6 +196,15 @@ def test_a_run_equals_a_plain_loop(tiny_run, tmp_path, head):
     assert summary["head"] == head
 
 
+@pytest.mark.parametrize(
+    ("warm_up", "rates"), [(2, [0.5, 1]), (0.5, [0.5, 1]), (100, [0.01, 0.02])]
+)
+def test_warm_up_is_in_steps_or_below_1_a_share(tiny_run, tmp_path, warm_up, rates):
+    run(tiny_run, tmp_path / "rm", warm_up=warm_up, lr=1e-4)
+    logged = [row["learning_rate"] for row in rows_of(tmp_path / "rm" / "metrics.jsonl")]
+    assert logged[:2] == pytest.approx([1e-4 * rate for rate in rates])
+
+
 @pytest.mark.parametrize("head", HEADS)
 def test_trap_9_micro_batches_of_1_2_and_8_give_the_same_weights(tiny_run, tmp_path, head):
     """Without the marginal entropy, which is computed for each micro-batch."""

@@ -3,6 +3,7 @@
 import torch
 
 from rlhf_min import InputError
+from rlhf_min.hardware.finite import naming
 from rlhf_min.models.batches import length_batches
 from rlhf_min.models.layout import context_length
 from rlhf_min.models.sampling import Rollout, sample
@@ -48,7 +49,8 @@ def sample_texts(
     settings = max_new_tokens, end_token_ids(model, tokenizer), temperature, generator
     texts, finished = [""] * len(ids), [False] * len(ids)
     for group in length_batches(list(map(len, ids)), batch_size, max_positions=2**16):
-        rollout = sample(model, [ids[i] for i in group], 1, *settings)
+        with naming({"place": "sampling", "prompts": [prompts[i] for i in group]}):
+            rollout = sample(model, [ids[i] for i in group], 1, *settings)
         for i, (answer,), (done,) in zip(group, rollout.answers, rollout.finished, strict=True):
             texts[i], finished[i] = decode_answer(tokenizer, answer), bool(done)
     return texts, finished

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from rlhf_min import InputError
+from rlhf_min.hardware.finite import check_finite
 from rlhf_min.maths.ratings import confidence_weight
 from rlhf_min.models.answers import answer_texts, encode_texts
 from rlhf_min.models.batches import tree_batches
@@ -11,7 +12,9 @@ from rlhf_min.models.layout import context_length
 from rlhf_min.models.loading import load_tokenizer
 from rlhf_min.models.reward_model import branch_outputs, load_reward_model, reward_from
 from rlhf_min.models.sampling import Rollout
-from rlhf_min.models.tokens import same_tokens
+from rlhf_min.models.tokens import decode_answer, same_tokens
+
+BROKEN = "its weights are broken or overflow on this text: train it again, or try --dtype float32"
 
 
 class RewardScorer:
@@ -48,12 +51,16 @@ class RewardScorer:
         """Head outputs of every answer of a rollout: [P, K, labels] float32.
 
         Answers are encoded again only for other tokens: text may become other ids than sampled.
+        Raises NonFiniteError, with the answer.
         """
         ids, branches = rollout.prompts, rollout.answers
         if not self.same_tokens:
             texts, ends = answer_texts(self.policy_tokenizer, rollout), rollout.finished.tolist()
             ids, branches = encode_texts(self.tokenizer, prompts, texts, ends, self.context)
-        return self.outputs(ids, branches).view(*rollout.finished.shape, -1)
+        outputs = self.outputs(ids, branches).view(*rollout.finished.shape, -1)
+        text_of = lambda p, k: decode_answer(self.policy_tokenizer, rollout.answers[p][k])  # noqa: E731
+        check_finite("the reward model's output", outputs, BROKEN, text_of=text_of)
+        return outputs
 
     @torch.no_grad()
     def outputs(self, prompts: list[list[int]], branches: list[list[list[int]]]) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from rlhf_min.data.preferences import EncodedPair, prompt_text
+from rlhf_min.hardware.finite import check_finite, naming
 from rlhf_min.maths import statistics as stats
 from rlhf_min.maths.preference_losses import bradley_terry, ratings_win_loss
 from rlhf_min.maths.ratings import chance_loss
@@ -29,6 +30,8 @@ def evaluate_reward_model(model, pairs: list[EncodedPair], tie: float):
     prompts, answers = [pair.prompt for pair in pairs], [pair.answers for pair in pairs]
     for n, tree in tree_batches(model, prompts, answers, 64, 2**15):
         outputs[n] = branch_outputs(model, tree).view(len(n), 2, -1).cpu()
+    with naming({"place": "held-out pairs", "prompts": [pair.pair.prompt for pair in pairs]}):
+        check_finite("the reward model's output", outputs)
     chosen, rejected = outputs.unbind(1)
     if outputs.shape[-1] == 1:
         loss, chance = bradley_terry(chosen[:, 0], rejected[:, 0]), chance_loss(10, 0.5)
@@ -81,9 +84,11 @@ def sample_and_score(model, reference, scorer: RewardScorer, prompts, sampling: 
     """A rollout with one answer of `model` to each EncodedPrompt, and its rewards [P]."""
     ids = [prompt.ids for prompt in prompts]
     settings = {"generator": torch.Generator(model.device).manual_seed(seed), **sampling}
-    rollout = sample(model, ids, 1, **settings)
-    against = sample(reference, ids, 1, **settings) if scorer.needs_reference else None
-    return rollout, scorer.score(rollout, [p.prompt for p in prompts], against)[0][:, 0]
+    texts = [prompt.prompt for prompt in prompts]
+    with naming({"place": "evaluation", "prompts": texts}):
+        rollout = sample(model, ids, 1, **settings)
+        against = sample(reference, ids, 1, **settings) if scorer.needs_reference else None
+        return rollout, scorer.score(rollout, texts, against)[0][:, 0]
 
 
 def reference_scale(reference, scorer, prompts, sampling: dict, seed: int) -> dict[str, float]:
@@ -98,8 +103,9 @@ def evaluate_policy(policy, reference, scorer: RewardScorer, prompts, sampling: 
     """
     rollout, rewards = sample_and_score(policy, reference, scorer, prompts, sampling)
     settings = sampling["temperature"], 64, 2**15
-    log_probs = rollout_log_probs(policy, rollout, *settings)
-    kl = k1(log_probs, rollout_log_probs(reference, rollout, *settings))
+    with naming({"place": "evaluation", "prompts": [prompt.prompt for prompt in prompts]}):
+        log_probs = rollout_log_probs(policy, rollout, *settings)
+        kl = k1(log_probs, rollout_log_probs(reference, rollout, *settings))
     table = {
         "prompt": [prompt_text(prompt.prompt) for prompt in prompts],
         "answer": [text for (text,) in answer_texts(scorer.policy_tokenizer, rollout)],

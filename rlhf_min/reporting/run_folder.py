@@ -114,6 +114,7 @@ class RunLog:
         run = {"script": script, "config": asdict(config), "data": data, **environment()}
         self.write("run.json", run)
         self.file = (self.out / "metrics.jsonl").open("a")
+        self.under_way: dict = {}  # what `naming` names: the place of a step, its prompts
         self.track = _tracker(getattr(config, "track", "none"), self.out, run)
 
     def log(self, step: int, metrics: dict, bar=None) -> None:
