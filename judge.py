@@ -24,6 +24,7 @@ from rlhf_min import InputError
 from rlhf_min.command_line import check_ranges, option, run
 from rlhf_min.data.files import read_jsonl
 from rlhf_min.data.preferences import fingerprint, read_pairs, read_prompts
+from rlhf_min.data.visible import visible
 from rlhf_min.hardware.device import choose_dtype
 from rlhf_min.judging.comparisons import (
     Comparison,
@@ -188,7 +189,7 @@ def write_results(config: Config, log: RunLog, outcomes: list[Outcome]) -> dict:
     return summary
 
 
-def print_summary(config: Config, summary: dict) -> None:
+def print_summary(config: Config, summary: dict, outcomes: list[Outcome]) -> None:
     share = {k: f"{v:.1%}" if isinstance(v, float) else "none" for k, v in summary.items()}
     name, title, in_data = "win_rate", "win rate of b", ""
     if config.agreement:
@@ -202,6 +203,8 @@ def print_summary(config: Config, summary: dict) -> None:
         f"  the order changes the verdict on {share['position_disagreement']}; the first wins "
         f"{share['first_shown_wins']}, the longer {share['longer_wins']}{in_data}"
     )
+    if failed := [outcome.explanation for outcome in outcomes if outcome.winner == "failed"]:
+        print(f"  the first failure: {visible(failed[0])}")
 
 
 def main(config: Config) -> dict:
@@ -229,7 +232,7 @@ def main(config: Config) -> dict:
             for i, c in enumerate(comparisons)
         ]
         summary = write_results(config, run_log, outcomes)
-    print_summary(config, summary)
+    print_summary(config, summary, outcomes)
     return summary
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from rlhf_min import InputError
+from rlhf_min.data.visible import visible
 
 BOUNDS = {"at_least": operator.ge, "above": operator.gt}
 BOUNDS |= {"at_most": operator.le, "below": operator.lt}
@@ -84,7 +85,7 @@ def run(main: Callable, config_class: type, argv: list[str] | None = None) -> in
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         message, code = f"error: {reason}: check the path, its rights and the disk", 2
-    print(" ".join(message.splitlines()), file=sys.stderr)
+    print(visible(" ".join(message.splitlines())), file=sys.stderr)
     raise SystemExit(code)
 
 

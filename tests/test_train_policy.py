@@ -462,6 +462,16 @@ def test_trap_15_held_out_prompts_are_never_trained_on(tiny_run, tmp_path):
     assert metadata["prompts/train"] + len(held_out) == 11
 
 
+def test_control_characters_of_samples_are_shown_not_obeyed(tiny_run, tmp_path, capsys):
+    evil = "what does the \x1b[31m\x9b2J\u202e bear like?"
+    held_out = write_rows(tmp_path / "evil.jsonl", [{"prompt": evil}])
+    run(tiny_run, tmp_path / "out", eval_data=[held_out])
+    shown = capsys.readouterr().out
+    assert "what does the <U+001B>[31m<U+009B>2J<U+202E> bear" in shown
+    assert not set("\x1b\x9b\u202e") & set(shown)
+    assert rows_of(tmp_path / "out" / "samples.jsonl")[0]["prompt"] == evil  # exact
+
+
 def test_chat_prompts_are_read_and_long_ones_cut(tiny_run, tmp_path):
     """A long dialogue is cut at its left end, and the run counts it."""
     turns = [{"role": "user", "content": "hello " * 60}, {"role": "assistant", "content": "yes"}]

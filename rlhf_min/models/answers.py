@@ -10,6 +10,10 @@ from rlhf_min.models.sampling import Rollout, sample
 from rlhf_min.models.tokens import decode_answer, encode_answer, encode_prompt, end_token_ids
 
 
+class AnswerTooLongError(InputError):
+    """An answer alone fills the context of the model that should read it."""
+
+
 def answer_texts(tokenizer, rollout: Rollout) -> list[list[str]]:
     """The answers of a rollout as text, [P][K]."""
     return [[decode_answer(tokenizer, a) for a in answers] for answers in rollout.answers]
@@ -20,7 +24,8 @@ def encode_texts(
 ) -> tuple[list[list[int]], list[list[list[int]]]]:
     """Token ids of prompts [P] (text or messages) and answer texts [P][K], for a reward model.
 
-    ends [P][K]: whether the end token follows.  Prompts are cut on the left, answers never.
+    ends [P][K]: whether the end token follows.  Prompts are cut on the left, answers never:
+    AnswerTooLongError.
     """
     ids, branches = [], []
     for prompt, own, own_ends in zip(prompts, texts, ends, strict=True):
@@ -30,7 +35,7 @@ def encode_texts(
         ]
         longest = max(map(len, encoded))
         if longest >= max_tokens:
-            raise InputError(
+            raise AnswerTooLongError(
                 f"an answer of {longest} tokens does not fit the reward model's context of "
                 f"{max_tokens}: answers are never cut, give shorter ones"
             )

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from rlhf_min.data.preferences import EncodedPair, prompt_text
+from rlhf_min.data.visible import visible
 from rlhf_min.hardware.finite import check_finite, naming
 from rlhf_min.maths import statistics as stats
 from rlhf_min.maths.preference_losses import bradley_terry, ratings_win_loss
@@ -185,5 +186,6 @@ def write_results(log: RunLog, state: dict, after: dict, table: dict, steps: int
         if not key.endswith(("_low", "_high")):
             print(f"{key:24}{before[key]:10.3f}{after[key]:10.3f}")
     for row in samples[:3]:
-        print(f"\n{row['prompt']}\n  before: {row['before']}\n  after:  {row['after']}")
+        prompt, old_answer, new_answer = (visible(row[k]) for k in ("prompt", "before", "after"))
+        print(f"\n{prompt}\n  before: {old_answer}\n  after:  {new_answer}")
     return summary
