@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from torch.testing import assert_close
 
@@ -32,6 +33,19 @@ def test_trap_22_two_reward_models_that_differ_by_a_scale_give_one_reward():
     other = lambda r: 0.01 * r - 300  # noqa: E731  the same judgement in another unit
     assert_close(on_own_ruler(other(SCORES), other(start)), on_own_ruler(SCORES, start))
     assert (on_own_ruler(SCORES, start) - SCORES).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("value", [0.0, 2.5, -0.1, 1e6])
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_the_scale_of_equal_scores_is_exactly_1(value, count):
+    """Then a reward keeps the reward model's unit; any other number would be invented."""
+    scores = torch.full((count,), value)
+    assert rewards.reward_scale(scores) == {"mean": scores[0].item(), "std": 1.0}
+
+
+def test_the_scale_of_close_scores_is_their_own():
+    scores = torch.tensor([1.0, 1.0 + 2e-6, 1.0 - 2e-6], dtype=torch.float64)
+    assert rewards.reward_scale(scores)["std"] == pytest.approx(2e-6)
 
 
 def test_a_start_model_whose_answers_all_score_alike_gives_finite_rewards():

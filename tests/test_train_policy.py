@@ -377,12 +377,13 @@ def test_the_gap_is_logged_at_every_step(tiny_run, tmp_path):
 METRICS = {
     "step", "reward/mean", "reward/with_kl", "kl/mean", "baseline/value", "advantage/mean",
     "advantage/std", "length/mean", "finished/rate", "text/distinct_2", "text/longest_run",
+    "text/equal",
     "alignment/gap", "batch/padding", "grad/norm", "learning_rate", "time/sample", "time/score",
     "time/reference", "time/policy",
 }  # fmt: skip
 SUMMARY = {
     "reward/mean", "reward/mean_low", "reward/mean_high", "kl/mean", "length/mean", "finished/rate",
-    "text/distinct_2", "text/longest_run",
+    "text/distinct_2", "text/longest_run", "text/equal", "prompts",
 }  # fmt: skip
 
 
@@ -420,6 +421,25 @@ def test_the_folder_has_every_file_and_key_of_the_contract(tiny_run, tmp_path, p
     assert means == pytest.approx(given)
     assert (out / "report.html").stat().st_size > 1000 and list(out.glob("*.png"))
     assert not (out / "checkpoint.pt").exists() and not list(out.glob(".saving*"))
+
+
+def test_a_collapse_is_said_once_while_training(tiny_run, tmp_path, capsys):
+    """One token per answer, and one end token among 300: no answer ends."""
+    base = str(tiny_folder(tmp_path / "base", "smol"))
+    run(tiny_run, tmp_path / "out", model=base, max_new_tokens=1, steps=4, lr=1e-9)
+    rows = rows_of(tmp_path / "out" / "metrics.jsonl")
+    unfinished = [row["step"] for row in rows if row["finished/rate"] < 0.05]
+    assert len(unfinished) > 1
+    errors = capsys.readouterr().err
+    assert errors.count("of the answers end") == 1
+    assert f"warning: step {unfinished[0]}: Only 0% of the answers end" in errors
+
+
+def test_intervals_from_3_prompts_are_marked_in_summary_and_terminal(tiny_run, tmp_path, capsys):
+    run(tiny_run, tmp_path / "out", steps=1)
+    note = json.loads((tmp_path / "out" / "summary.json").read_text())["note"]
+    assert note == "only 3 prompts or pairs: too few for a conclusion"
+    assert note in capsys.readouterr().out
 
 
 def test_held_out_metrics_equal_a_loop(tiny_run, tmp_path, monkeypatch):

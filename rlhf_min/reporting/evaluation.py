@@ -116,7 +116,7 @@ def evaluate_policy(policy, reference, scorer: RewardScorer, prompts, sampling: 
     columns = {"reward/mean": table["reward"], "kl/mean": kl[:, 0].tolist()}
     if gold:
         table["gold"] = columns["reward/gold"] = list(map(gold, table["prompt"], table["answer"]))
-    metrics = rollout_metrics(rollout)
+    metrics = {"prompts": len(prompts), **rollout_metrics(rollout)}
     for name, values in columns.items():
         metrics[name] = sum(values) / len(values)
         metrics[f"{name}_low"], metrics[f"{name}_high"] = stats.bootstrap_interval(values)
@@ -138,12 +138,13 @@ def gold_metric(gold, prompts: list, rollout: Rollout, scorer: RewardScorer) -> 
 
 
 def rollout_metrics(rollout: Rollout) -> dict[str, float]:
-    """Length in tokens, share of finished answers, distinct-2 and longest run of their tokens."""
+    """Length in tokens, share of finished answers, and how much the answers repeat."""
     flat = [answer for answers in rollout.answers for answer in answers]
     return {
         "length/mean": sum(map(len, flat)) / len(flat),
         "finished/rate": rollout.finished.double().mean().item(),
         "text/distinct_2": stats.distinct_n(flat, 2),
+        "text/equal": stats.share_equal(list(map(tuple, flat))),
         "text/longest_run": sum(map(stats.longest_run, flat)) / len(flat),
     }
 

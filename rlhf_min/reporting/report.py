@@ -20,7 +20,14 @@ from rlhf_min.data.visible import visible
 from rlhf_min.judging.comparisons import read_verdicts
 from rlhf_min.reporting.diagnosis import diagnose
 from rlhf_min.reporting.plots import overlay_plots, save_plots
-from rlhf_min.reporting.series import METRICS, finite_values, is_number, key_and_unit, read_run
+from rlhf_min.reporting.series import (
+    METRICS,
+    finite_values,
+    is_number,
+    key_and_unit,
+    read_run,
+    too_few,
+)
 
 MAX_CHARACTERS = 4000  # of one text on the page; the run's other files hold all of it
 
@@ -48,11 +55,11 @@ def format_value(value: object) -> str:
 
 
 def with_interval(values: dict, key: str) -> str:
-    """The value of `key`, and [low, high] when the interval is known."""
+    """The value of `key`, and [low, high] when the interval is known, marked if from too few."""
     if not (numbers := finite_values(values, key, f"{key}_low", f"{key}_high")):
         return format_value(values.get(key))
     value, low, high = (format_value(round(number, 3)) for number in numbers)
-    return f"{value} [{low}, {high}]"
+    return f"{value} [{low}, {high}]" + (f" ({note})" if (note := too_few(values)) else "")
 
 
 def flatten(values: dict, prefix: str = "") -> dict:

@@ -7,6 +7,7 @@ import platform
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Collection
 from contextlib import contextmanager
@@ -16,9 +17,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from rlhf_min import InputError
 from rlhf_min.data.files import read_json, read_jsonl, replace_text
+from rlhf_min.reporting.diagnosis import collapse
+from rlhf_min.reporting.series import too_few
 
 CHECKPOINT = "checkpoint.pt"
 RESULTS = (CHECKPOINT, "summary.json", "samples.jsonl", "held_out_scores.jsonl", "report.html")
@@ -114,6 +118,7 @@ class RunLog:
         run = {"script": script, "config": asdict(config), "data": data, **environment()}
         self.write("run.json", run)
         self.file = (self.out / "metrics.jsonl").open("a")
+        self.warned: set[str] = set()  # signs of collapse that have been said
         self.under_way: dict = {}  # what `naming` names: the place of a step, its prompts
         self.track = _tracker(getattr(config, "track", "none"), self.out, run)
 
@@ -126,6 +131,10 @@ class RunLog:
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
         self.track(step, {k: v for k, v in row.items() if isinstance(v, (int, float))})
+        for key, sentence in collapse(row).items():
+            if key not in self.warned:
+                self.warned.add(key)
+                tqdm.write(f"warning: step {step}: {sentence}", file=sys.stderr)
         if bar is not None:
             shown = {name: metrics[key] for name, key in IN_BAR.items() if key in metrics}
             bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
@@ -173,6 +182,9 @@ class RunLog:
     def finish(self, summary: dict) -> None:
         """Write the summary, with the seconds since the start, and delete the checkpoint."""
         self.file.close()
+        if note := too_few(summary.get("after") or summary):
+            summary = {**summary, "note": note}
+            print(f"{self.out}: {note}")
         self.write("summary.json", {**summary, "seconds": time.perf_counter() - self.begin})
         (self.out / CHECKPOINT).unlink(missing_ok=True)
 
