@@ -94,7 +94,7 @@ def test_sampling_from_logits_that_are_not_finite_fails_at_the_first_token(monke
     healthy = sample(model, [[3, 4], [5]], 2, 1, [2])
     assert healthy.log_probs.isfinite().all()
     calls.clear()
-    with pytest.raises(NonFiniteError, match="sampled token is nan") as error:
+    with pytest.raises(NonFiniteError, match="sampled token's probability is nan") as error:
         sample(model, [[3, 4], [7, 5], [5]], 2, 16, [2])
     assert error.value.row == 1 and len(calls) == 1
 
@@ -121,7 +121,7 @@ def test_a_policy_that_gives_nan_stops_before_the_first_step(
     monkeypatch.setattr(loading, "load_causal_lm", poisoned(loading.load_causal_lm))
     config = policy_config(tiny_policy_run, tmp_path / "run")
     line = sentence(capsys, train_policy, config)
-    assert "evaluation: the log-prob of a sampled token is nan" in line and "bear like??" in line
+    assert "evaluation: a sampled token's probability is nan" in line and "bear like??" in line
     assert not (tmp_path / "run").exists()
 
 

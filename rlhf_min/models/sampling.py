@@ -49,9 +49,9 @@ def sample(
             probabilities = z.softmax(-1, dtype=torch.float32)
             token = draw(probabilities, generator)
             tokens[answer_of, t] = torch.where(running, token, -1)
-            log_p = probabilities.gather(1, token[:, None])[:, 0].log()
-            check_finite("the log-prob of a sampled token", log_p, rows=answer_of // samples)
-            log_probs[answer_of] += log_p * running
+            drawn = probabilities.gather(1, token[:, None])[:, 0]
+            check_finite("a sampled token's probability", drawn, rows=answer_of // samples)
+            log_probs[answer_of] += drawn.log() * running
             running = running & ~torch.isin(token, ends)
             count = int(running.sum())
             if t + 1 == max_new_tokens or not count:
