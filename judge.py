@@ -12,7 +12,6 @@ Left out on purpose: tournaments of many models, Elo ratings.
 
 import rlhf_min.interrupts  # noqa: F401  first: Ctrl-C during the other imports
 
-import math
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -28,6 +27,7 @@ from rlhf_min.command_line import check_ranges, option, run
 from rlhf_min.data.bad_rows import report_dropped
 from rlhf_min.data.files import read_json, read_jsonl
 from rlhf_min.data.preferences import fingerprint, read_pairs, read_prompts
+from rlhf_min.data.visible import visible
 from rlhf_min.hardware.device import choose_dtype
 from rlhf_min.judging.comparisons import (
     Comparison,
@@ -65,14 +65,14 @@ class Config:
     )
     base_url: str | None = option(None, "openai: address of a compatible server, http://host/v1")
     concurrency: int = option(4, "openai: questions under way at once", at_least=1)
-    timeout: float = option(60.0, "openai: seconds to wait for a reply", above=0, below=math.inf)
+    timeout: float = option(60.0, "openai: seconds to wait for a reply", above=0)
     retries: int = option(5, "openai: more attempts after 429, 5xx or a lost reply", at_least=0)
     max_new_tokens: int = option(64, "longest answer, in tokens", heading="Sampling", at_least=1)
-    temperature: float = option(1.0, "of the sampling distribution", above=0, below=math.inf)
+    temperature: float = option(1.0, "of the sampling distribution", at_least=0.01)
     batch_size: int = option(64, "answers sampled at once", at_least=1)
     dtype: Literal["auto", "float32", "bfloat16"] = option("float32", "what the models compute in")
     out: str = option("runs/judge", "folder of the run", heading="Run")
-    seed: int = option(0, "of the prompts, the answers and the order in which they are shown")
+    seed: int = option(0, "of the prompts, the answers and the order they are shown in", at_least=0)
     resume: bool = option(False, "go on with the interrupted run in --out, asking nothing twice")
     overwrite: bool = option(False, "replace the run in --out")
 
@@ -190,7 +190,7 @@ def write_results(config: Config, log: RunLog, outcomes: list[Outcome]) -> dict:
     return summary
 
 
-def print_summary(config: Config, summary: dict) -> None:
+def print_summary(config: Config, summary: dict, outcomes: list[Outcome]) -> None:
     share = {k: f"{v:.1%}" if isinstance(v, float) else "none" for k, v in summary.items()}
     name, title, in_data = "win_rate", "win rate of b", ""
     if config.agreement:
@@ -204,6 +204,8 @@ def print_summary(config: Config, summary: dict) -> None:
         f"  the order changes the verdict on {share['position_disagreement']}; the first wins "
         f"{share['first_shown_wins']}, the longer {share['longer_wins']}{in_data}"
     )
+    if failed := [outcome.explanation for outcome in outcomes if outcome.winner == "failed"]:
+        print(f"  the first failure: {visible(failed[0])}")
 
 
 @folder_files.exclusive
@@ -233,7 +235,7 @@ def main(config: Config) -> dict:
             for i, c in enumerate(comparisons)
         ]
         summary = write_results(config, run_log, outcomes)
-    print_summary(config, summary)
+    print_summary(config, summary, outcomes)
     return summary
 
 

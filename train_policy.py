@@ -24,6 +24,7 @@ from rlhf_min.data.order import batch_indices, check_batch_size
 from rlhf_min.data.preferences import fingerprint, hold_out, read_prompts
 from rlhf_min.defaults import REWARD_MODEL, build_missing
 from rlhf_min.hardware.device import Clock, choose_dtype
+from rlhf_min.hardware.finite import check_finite
 from rlhf_min.hardware.optimiser import MasterAdamW, warm_up
 from rlhf_min.maths import baselines, policy_losses
 from rlhf_min.maths.reward_shaping import penalise_missing_end, standardise, with_kl
@@ -54,34 +55,34 @@ class Config:
         "moving-average", "subtracted from the reward (moving-average: mean of all earlier ones)"
     )
     updates: int = option(1, "updates per rollout (ppo-clip)", at_least=1)
-    clip: float = option(0.2, "epsilon of ppo-clip")
+    clip: float = option(0.2, "epsilon of ppo-clip", above=0, at_most=1)
     ema_decay: float = option(0.9, "decay of --baseline ema", at_least=0, below=1)
     kl: float = option(0.2, "weight of the KL penalty, reward per nat", "--beta", at_least=0)
     missing_end_penalty: float = option(
-        1.0, "taken from standardised scores of answers without an end"
+        1.0, "taken from standardised scores of answers without an end", at_least=0
     )
     reading: Literal["mean", "entropic", "win"] = option(
         "mean", "how ratings become a reward (win, against the reference's answer: any head)"
     )
-    entropic_b: float = option(2.0, "scale of --reading entropic, in ratings", above=0)
+    entropic_b: float = option(2.0, "scale of --reading entropic, in ratings", at_least=0.01)
     weight: Literal["none", "inverse-sigma", "inverse-variance", "inverse-one-plus-sigma"] = option(
         "none", "factor of the advantage from the ratings' spread"
     )
     samples: int = option(4, "answers per prompt", heading="Sampling", at_least=1, at_most=10**6)
     batch_size: int = option(64, "answers per step: prompts x --samples", at_least=1, at_most=10**6)
     max_new_tokens: int = option(64, "tokens of an answer, at most", at_least=1, at_most=10**6)
-    temperature: float = option(1.0, "of the sampling distribution", above=0)
+    temperature: float = option(1.0, "of the sampling distribution", at_least=0.01)
     steps: int = option(100, "rollouts", heading="Optimisation", at_least=1)
-    lr: float = option(5e-4, "learning rate", "--learning-rate", above=0)
-    warm_up: int = option(5, "steps with a rising learning rate")
-    max_grad_norm: float = option(1.0, "gradients with a larger norm are scaled down to it")
+    lr: float = option(5e-4, "learning rate", "--learning-rate", above=0, at_most=1)
+    warm_up: float = option(5, "steps of rising learning rate (below 1: a share)", at_least=0)
+    max_grad_norm: float = option(1.0, "larger gradients are scaled down to this norm", above=0)
     micro_batch: int = option(16, "prompts per backward pass, each with all answers", at_least=1)
     gradient_checkpointing: bool = option(False, "less memory, about a third more time")
     dtype: Literal["auto", "float32", "bfloat16"] = option("float32", "what the models compute in")
     out: str = option("runs/policy", "folder of the run", heading="Run")
-    seed: int = option(0, "of prompts' order and sampling")
+    seed: int = option(0, "of prompts' order and sampling", at_least=0)
     eval_prompts: int = option(256, "held-out prompts at most", at_least=1)
-    eval_every: int = option(0, "steps between held-out evaluations (0: before and after only)")
+    eval_every: int = option(0, "steps between evaluations (0: before, after only)", at_least=0)
     ruler_prompts: int = option(256, "prompts that set the reward scale, at most", at_least=2)
     save_every: int = option(50, "steps between checkpoints", at_least=1)
     track: Literal["none", "tensorboard", "wandb"] = option("none", "live tracking besides files")
@@ -150,6 +151,7 @@ def train(config: Config, policy, reference, scorer, prompts, sampling, evaluate
         clock = Clock()
         batch = [prompts[i] for i in batch_indices(len(prompts), P, step, config.seed)]
         ids, texts = [prompt.ids for prompt in batch], [prompt.prompt for prompt in batch]
+        log.under_way |= {"place": f"step {step + 1}", "prompts": texts}  # for error messages
 
         # Sample K answers to each of P prompts, without gradient, and score them.
         rollout = sample(policy, ids, K, **sampling)  # answers [P][K]
@@ -165,7 +167,7 @@ def train(config: Config, policy, reference, scorer, prompts, sampling, evaluate
         # The first update's forward pass also gives old_PK, total rewards and advantages: a micro-
         # batch holds all K answers to its prompts p (a list of indices), so it needs no other.
         log_probs_PK, old_PK, total_rewards_PK, advantages_PK = ref_PK.new_empty(4, P, K)
-        lr = config.lr * warm_up(step, config.warm_up)
+        lr = config.lr * warm_up(step, config.warm_up, config.steps)
         for update in range(config.updates):
             for p, tree in tree_batches(policy, rollout.prompts, rollout.answers, max_rows):
                 log_probs_pK = answer_log_probs(policy, tree, temperature).view(-1, K)  # gradient
@@ -175,6 +177,7 @@ def train(config: Config, policy, reference, scorer, prompts, sampling, evaluate
                     total_rewards_PK[p] = with_kl(rewards_PK[p], old_PK[p], ref_PK[p], config.kl)
                     advantages_PK[p] = baseline.advantages(total_rewards_PK[p]) * weights_PK[p]
                 loss(log_probs_pK, old_PK[p], advantages_PK[p], P * K).backward()
+            check_finite("the policy's log-prob", log_probs_PK)
             if update == 0:
                 gap = alignment_gap(rollout, old_PK)
                 if step == first:

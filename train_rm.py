@@ -26,6 +26,7 @@ from rlhf_min.data import preferences
 from rlhf_min.data.bad_rows import report_dropped
 from rlhf_min.data.order import batch_indices
 from rlhf_min.hardware.device import Clock, choose_dtype
+from rlhf_min.hardware.finite import check_finite
 from rlhf_min.hardware.optimiser import MasterAdamW, warm_up_and_down
 from rlhf_min.maths import preference_losses, ratings
 from rlhf_min.models import loading
@@ -46,7 +47,7 @@ class Config:
         ["zoo"], "pairs: zoo, files, or hub ids (id:split); concatenated", heading="Inputs"
     )
     eval_data: list[str] = option([], "held-out pairs (nothing: the zoo's, or a split by prompt)")
-    eval_fraction: float = option(0.1, "share of prompts held out where --data has no own split")
+    eval_fraction: float = option(0.1, "share of prompts held out (no own split)", above=0, below=1)
     eval_limit: int = option(1000, "held-out pairs at most", at_least=1)
     limit: int = option(0, "pairs drawn from each SPEC of --data, at most (0: all)", at_least=0)
     skip_bad_rows: bool = option(False, "drop and count rows that cannot be used")
@@ -56,29 +57,27 @@ class Config:
     head: Literal["scalar", "ratings"] = option(
         "scalar", "one number, or ratings 1..10", heading="Objective"
     )
-    margin: float = option(0.0, "scalar head: reward units per rating point of difference")
-    centring: float = option(0.01, "scalar head: weight of mean((r_w + r_l)^2)")
+    margin: float = option(0.0, "scalar head: reward units per rating point", at_least=0)
+    centring: float = option(0.01, "scalar head: weight of mean((r_w + r_l)^2)", at_least=0)
     tie: Literal["half", "strict"] = option("half", "ratings head: what an equal rating counts")
-    soft_labels: float = option(0.0, "ratings head: weight of cross-entropy to the data's ratings")
-    label_width: float = option(1.0, "standard deviation of a soft label, in ratings", above=0)
-    earth_mover: float = option(0.0, "ratings head: weight of the squared earth mover's distance")
+    soft_labels: float = option(0.0, "ratings head: weight of cross-entropy to ratings", at_least=0)
+    label_width: float = option(1.0, "std of a soft label, in ratings", at_least=0.01)
+    earth_mover: float = option(0.0, "ratings head: weight of squared earth mover", at_least=0)
     answer_entropy: float = option(0.0, "ratings head: > 0 rewards wide distributions, < 0 narrow")
-    marginal_entropy: float = option(
-        0.0, "ratings head: > 0 rewards use of the whole scale (by micro-batch)"
-    )
-    roughness: float = option(0.0, "ratings head: weight of squared second differences of logits")
+    marginal_entropy: float = option(0.0, "ratings head: rewards use of all ratings", at_least=0)
+    roughness: float = option(0.0, "ratings head: weight of squared 2nd differences", at_least=0)
     epochs: float = option(1.0, "passes over the pairs", heading="Optimisation", above=0)
     max_steps: int = option(-1, "optimiser steps (-1: by --epochs)", at_least=-1)
     batch_size: int = option(32, "pairs per optimiser step", at_least=1)
     micro_batch: int = option(16, "pairs per forward and backward pass, at most", at_least=1)
-    lr: float = option(1e-3, "peak learning rate", "--learning-rate", above=0)
-    warm_up: float = option(0.05, "share of the steps with a rising learning rate")
-    weight_decay: float = option(0.01, "AdamW weight decay")
-    max_grad_norm: float = option(1.0, "gradients with a larger norm are scaled down to it")
+    lr: float = option(1e-3, "peak learning rate", "--learning-rate", above=0, at_most=1)
+    warm_up: float = option(0.05, "steps of rising learning rate (below 1: a share)", at_least=0)
+    weight_decay: float = option(0.01, "AdamW weight decay", at_least=0, at_most=1)
+    max_grad_norm: float = option(1.0, "larger gradients are scaled down to this norm", above=0)
     gradient_checkpointing: bool = option(False, "less memory, about a third more time")
     dtype: Literal["auto", "float32", "bfloat16"] = option("float32", "what the model computes in")
     out: str = option("runs/rm", "folder of the run", heading="Run")
-    seed: int = option(0, "of the order of the pairs")
+    seed: int = option(0, "of the order of the pairs", at_least=0)
     eval_every: int = option(100, "steps between evaluations", at_least=1)
     save_every: int = option(200, "steps between checkpoints", at_least=1)
     track: Literal["none", "tensorboard", "wandb"] = option("none", "live tracking besides files")
@@ -153,16 +152,20 @@ def train(config: Config, model, pairs, held_out, steps: int, log, checkpoint: d
         order = batch_indices(len(pairs), config.batch_size, step, config.seed, partial=True)
         batch = [pairs[i] for i in order]  # N pairs
         prompts, answers = [pair.prompt for pair in batch], [pair.answers for pair in batch]
+        texts = [pair.pair.prompt for pair in batch]
+        log.under_way |= {"place": f"step {step + 1}", "prompts": texts}  # for error messages
         loss_sum = wins_sum = 0.0
         for n, tree in tree_batches(model, prompts, answers, config.micro_batch):
             outputs = branch_outputs(model, tree).view(len(n), 2, -1)  # [n, 2, labels], gradient
+            check_finite("the reward model's output", outputs, rows=n)
             chosen, rejected = outputs.unbind(1)  # [n, labels] each
             data_ratings = torch.tensor([batch[i].ratings for i in n], device=outputs.device)
             loss = loss_of(config, chosen, rejected, *data_ratings.unbind(1))  # mean over n
+            check_finite("the loss", loss)
             (loss * len(n) / len(batch)).backward()
             loss_sum += loss.item() * len(n) / len(batch)
             wins_sum += wins(chosen.detach(), rejected.detach()).sum().item()
-        lr = config.lr * warm_up_and_down(step, round(config.warm_up * steps), steps)
+        lr = config.lr * warm_up_and_down(step, config.warm_up, steps)
         grad_norm = optimiser.step(lr, config.max_grad_norm)
         clock("step")
 

@@ -397,12 +397,13 @@ def test_the_gap_is_logged_at_every_step(tiny_run, tmp_path):
 METRICS = {
     "step", "reward/mean", "reward/with_kl", "kl/mean", "baseline/value", "advantage/mean",
     "advantage/std", "length/mean", "finished/rate", "text/distinct_2", "text/longest_run",
+    "text/equal",
     "alignment/gap", "batch/padding", "grad/norm", "learning_rate", "time/sample", "time/score",
     "time/reference", "time/policy",
 }  # fmt: skip
 SUMMARY = {
     "reward/mean", "reward/mean_low", "reward/mean_high", "kl/mean", "length/mean", "finished/rate",
-    "text/distinct_2", "text/longest_run",
+    "text/distinct_2", "text/longest_run", "text/equal", "prompts",
 }  # fmt: skip
 
 
@@ -451,6 +452,25 @@ def test_a_policy_that_is_its_reference_has_no_kl_at_any_temperature(
     assert abs(summary["after"]["kl/mean"]) > 1e-3  # so a policy that moved is seen
 
 
+def test_a_collapse_is_said_once_while_training(tiny_run, tmp_path, capsys):
+    """One token per answer, and one end token among 300: no answer ends."""
+    base = str(tiny_folder(tmp_path / "base", "smol"))
+    run(tiny_run, tmp_path / "out", model=base, max_new_tokens=1, steps=4, lr=1e-9)
+    rows = rows_of(tmp_path / "out" / "metrics.jsonl")
+    unfinished = [row["step"] for row in rows if row["finished/rate"] < 0.05]
+    assert len(unfinished) > 1
+    errors = capsys.readouterr().err
+    assert errors.count("of the answers end") == 1
+    assert f"warning: step {unfinished[0]}: Only 0% of the answers end" in errors
+
+
+def test_intervals_from_3_prompts_are_marked_in_summary_and_terminal(tiny_run, tmp_path, capsys):
+    run(tiny_run, tmp_path / "out", steps=1)
+    note = json.loads((tmp_path / "out" / "summary.json").read_text())["note"]
+    assert note == "only 3 prompts or pairs: too few for a conclusion"
+    assert note in capsys.readouterr().out
+
+
 def test_held_out_metrics_equal_a_loop(tiny_run, tmp_path, monkeypatch):
     rollouts = []
 
@@ -489,6 +509,16 @@ def test_trap_15_held_out_prompts_are_never_trained_on(tiny_run, tmp_path):
     metadata = json.loads((tmp_path / "split" / "run.json").read_text())["data"]
     held_out = {row["prompt"] for row in rows_of(tmp_path / "split" / "samples.jsonl")}
     assert metadata["prompts/train"] + len(held_out) == 11
+
+
+def test_control_characters_of_samples_are_shown_not_obeyed(tiny_run, tmp_path, capsys):
+    evil = "what does the \x1b[31m\x9b2J\u202e bear like?"
+    held_out = write_rows(tmp_path / "evil.jsonl", [{"prompt": evil}])
+    run(tiny_run, tmp_path / "out", eval_data=[held_out])
+    shown = capsys.readouterr().out
+    assert "what does the <U+001B>[31m<U+009B>2J<U+202E> bear" in shown
+    assert not set("\x1b\x9b\u202e") & set(shown)
+    assert rows_of(tmp_path / "out" / "samples.jsonl")[0]["prompt"] == evil  # exact
 
 
 def test_chat_prompts_are_read_and_long_ones_cut(tiny_run, tmp_path):

@@ -18,6 +18,7 @@ from statistics import fmean
 from rlhf_min import InputError
 from rlhf_min.data.files import read_jsonl
 from rlhf_min.data.preferences import Prompt, prompt_text
+from rlhf_min.data.visible import visible
 from rlhf_min.hardware import disk
 from rlhf_min.maths import statistics as stats
 
@@ -36,7 +37,7 @@ class Verdict:
 
     winner: str  # "first" | "second" | "tie" | "failed" | "skipped" (by a person) | "waiting"
     explanation: str = ""
-    reply: str = ""  # a language model's whole reply, even if no verdict was found in it
+    reply: str = ""  # what the judge said, even if no verdict was found in it
     prompt_tokens: int = 0
     reply_tokens: int = 0
     ratings: tuple[float, float] | None = None  # gold ratings of both answers, from 1 to 10
@@ -132,7 +133,10 @@ class VerdictLog:
 
 
 def write_verdicts(path: Path, outcomes: list[Outcome], judge: str) -> None:
-    """Write verdicts.csv: one row per comparison, every cell safe to open in a spreadsheet."""
+    """Write verdicts.csv: one row per comparison, every cell safe in a spreadsheet or a terminal.
+
+    Control characters are shown as <U+001B>; answers.jsonl holds the exact texts.
+    """
     with (
         disk.replaced(path) as draft,
         draft.open("w", encoding="utf-8", errors="replace", newline="") as file,
@@ -143,7 +147,7 @@ def write_verdicts(path: Path, outcomes: list[Outcome], judge: str) -> None:
             c, by_order = outcome.comparison, [*outcome.by_order, "", ""][:2]
             cells = [prompt_text(c.prompt), c.a, c.b, c.first, *by_order]
             cells += [outcome.winner, outcome.explanation, judge]
-            table.writerow([re.sub(rf"\A{FORMULA}", "'", cell) for cell in cells])
+            table.writerow([re.sub(rf"\A{FORMULA}", "'", visible(cell)) for cell in cells])
 
 
 def read_verdicts(path: Path) -> list[dict]:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from rlhf_min.hardware.finite import check_finite
 from rlhf_min.models.batches import tree_batches
 from rlhf_min.models.layout import head_logits
 from rlhf_min.models.prompt_tree import Tree, hidden_states
@@ -43,6 +44,7 @@ def rollout_log_probs(
     batches = tree_batches(model, rollout.prompts, rollout.answers, max_rows, max_positions)
     for p, tree in batches:
         log_probs[p] = answer_log_probs(model, tree, temperature).view(len(p), -1)
+    check_finite("an answer's log-prob", log_probs)
     return log_probs
 
 

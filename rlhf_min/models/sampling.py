@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rlhf_min.hardware.decoding import decoding_mode
+from rlhf_min.hardware.finite import check_finite
 from rlhf_min.models.decoding import make_decoder
 
 
@@ -32,7 +33,7 @@ def sample(
     """Draw `samples` answers to each prompt from softmax(logits/temperature).
 
     prompts [P] token ids; an answer ends with one of end_ids or after max_new_tokens.  The model's
-    generation_config (greedy decoding, top-k, penalties) is never used.
+    generation_config (greedy decoding, top-k, penalties) is never used.  Raises NonFiniteError.
     """
     device, total = model.device, len(prompts) * samples
     tokens = torch.full((total, max_new_tokens), -1, device=device)
@@ -48,7 +49,9 @@ def sample(
             probabilities = z.softmax(-1, dtype=torch.float32)
             token = draw(probabilities, generator)
             tokens[answer_of, t] = torch.where(running, token, -1)
-            log_probs[answer_of] += probabilities.gather(1, token[:, None])[:, 0].log() * running
+            drawn = probabilities.gather(1, token[:, None])[:, 0]
+            check_finite("a sampled token's probability", drawn, rows=answer_of // samples)
+            log_probs[answer_of] += drawn.log() * running
             running = running & ~torch.isin(token, ends)
             count = int(running.sum())
             if t + 1 == max_new_tokens or not count:

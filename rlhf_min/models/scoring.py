@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from rlhf_min import InputError
+from rlhf_min.hardware.finite import check_finite
 from rlhf_min.maths.ratings import confidence_weight
 from rlhf_min.models.answers import answer_texts, encode_texts
 from rlhf_min.models.batches import tree_batches
@@ -12,7 +13,9 @@ from rlhf_min.models.layout import context_length
 from rlhf_min.models.loading import load_tokenizer
 from rlhf_min.models.reward_model import branch_outputs, load_reward_model, reward_from
 from rlhf_min.models.sampling import Rollout
-from rlhf_min.models.tokens import same_tokens
+from rlhf_min.models.tokens import decode_answer, same_tokens
+
+BROKEN = "its weights are broken or overflow on this text: train it again, or try --dtype float32"
 
 
 class RewardScorer:
@@ -52,14 +55,18 @@ class RewardScorer:
         """Head outputs of every answer of a rollout: [P, K, labels] float32.
 
         If the reward model has another tokenizer, the answers are decoded and encoded again;
-        otherwise their sampled ids are scored, since encoding a text may give other ids.
+        otherwise their sampled ids are scored, since encoding a text may give other ids.  Raises
+        NonFiniteError, with the answer.
         """
         if self.same_tokens:
             outputs = self.outputs(rollout.prompts, rollout.answers)
         else:
             texts, ends = answer_texts(self.policy_tokenizer, rollout), rollout.finished.tolist()
             outputs = self.text_outputs(prompts, texts, ends)
-        return outputs.view(*rollout.finished.shape, -1)
+        outputs = outputs.view(*rollout.finished.shape, -1)
+        text_of = lambda p, k: decode_answer(self.policy_tokenizer, rollout.answers[p][k])  # noqa: E731
+        check_finite("the reward model's output", outputs, BROKEN, text_of=text_of)
+        return outputs
 
     def text_outputs(self, prompts: list, texts: list[list[str]], ends: list[list[bool]]) -> Tensor:
         """Head outputs of answer texts, arguments as `encode_texts`: [B, labels] float32."""

@@ -8,6 +8,7 @@ import re
 import secrets
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Collection
 from contextlib import contextmanager
@@ -17,11 +18,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from rlhf_min import InputError
 from rlhf_min.data.files import read_json, replace_text
 from rlhf_min.hardware import disk
+from rlhf_min.hardware.finite import naming
 from rlhf_min.reporting import checkpoints, folder_files, report
+from rlhf_min.reporting.diagnosis import collapse
+from rlhf_min.reporting.series import too_few
 
 IN_BAR = {"loss": "loss/train", "accuracy": "accuracy/train", "reward": "reward/mean"}
 IN_BAR |= {"gold": "reward/gold", "kl": "kl/mean"}  # name in the progress bar → metric
@@ -140,6 +145,8 @@ class RunLog:
         self.file = (self.out / "metrics.jsonl").open("ab", buffering=0)
         if "random" in state:
             checkpoints.restore_random_states(state["random"])
+        self.warned: set[str] = set()  # signs of collapse that have been said
+        self.under_way: dict = {}  # what `naming` names: the place of a step, its prompts
         self.track = _tracker(getattr(config, "track", "none"), self.out, run)
 
     def log(self, step: int, metrics: dict, bar=None) -> None:
@@ -153,13 +160,20 @@ class RunLog:
         with disk.writing(self.out / "metrics.jsonl"):
             self.file.write(line.encode())
         self.track(step, {k: v for k, v in row.items() if isinstance(v, (int, float))})
+        for key, sentence in collapse(row).items():
+            if key not in self.warned:
+                self.warned.add(key)
+                tqdm.write(f"warning: step {step}: {sentence}", file=sys.stderr)
         if bar is not None:
             shown = {name: metrics[key] for name, key in IN_BAR.items() if key in metrics}
             bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
 
     @contextmanager
     def stop_between_steps(self):
-        """Context manager: Ctrl-C and SIGTERM stop after the next checkpoint, twice at once."""
+        """Context manager: Ctrl-C and SIGTERM stop after the next checkpoint, twice at once.
+
+        Errors about numbers that are not finite name the step and the prompt in `under_way`.
+        """
 
         def request(number, frame):
             if self.stop_requested:
@@ -171,7 +185,8 @@ class RunLog:
         except ValueError:  # Python allows signal handlers in the main thread only
             before = {}
         try:
-            yield
+            with naming(self.under_way):
+                yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -200,6 +215,9 @@ class RunLog:
         """Write the summary, with the seconds since the start, and delete the checkpoints."""
         self.file.close()
         replace_text(self.out / "metrics.jsonl", self.metrics)
+        if note := too_few(summary.get("after") or summary):
+            summary = {**summary, "note": note}
+            print(f"{self.out}: {note}")
         self.write("summary.json", {**summary, "seconds": time.perf_counter() - self.begin})
         checkpoints.delete_checkpoints(self.out)
 
