@@ -90,10 +90,8 @@ def check(config: Config) -> None:
 def choose_judge(config: Config) -> Callable[[list[Comparison], VerdictLog], None]:
     """The function that adds the verdicts of --judge to the log.  Raises InputError."""
     kind, _, model = config.judge.partition(":")
-    if config.judge == "human":
-        return judge_by_hand
-    if config.judge == "gold":
-        return partial(ask, gold)
+    if config.judge in ("human", "gold"):
+        return judge_by_hand if config.judge == "human" else partial(ask, gold)
     if kind == "reward-model" and model:
         return partial(ask, reward_model_judge(model, choose_dtype(config.dtype)))
     if kind == "openai" and model:
@@ -213,8 +211,7 @@ def main(config: Config) -> dict:
     """Sample answers, ask the judge in both orders, settle, write; returns the summary."""
     check(config)
     judge_all = choose_judge(config)  # before sampling, so that a wrong name costs no time
-    answers_path = Path(config.out) / "answers.jsonl"
-    verdicts_path = Path(config.out) / "verdicts.jsonl"
+    answers_path, verdicts_path = (Path(config.out, f"{n}.jsonl") for n in ("answers", "verdicts"))
     if config.resume and answers_path.exists():
         comparisons = [Comparison(**row) for row in read_jsonl(answers_path)]
         dropped = read_json(Path(config.out) / "run.json").get("data", {}).get("dropped")

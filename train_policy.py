@@ -19,9 +19,8 @@ from tqdm import tqdm
 
 from rlhf_min import InputError
 from rlhf_min.command_line import check_ranges, option, run
-from rlhf_min.data.bad_rows import report_dropped
 from rlhf_min.data.order import batch_indices, check_batch_size
-from rlhf_min.data.preferences import fingerprint, hold_out, read_prompts
+from rlhf_min.data.preferences import draw_items, split_prompts
 from rlhf_min.defaults import REWARD_MODEL, build_missing
 from rlhf_min.hardware.device import Clock, choose_dtype
 from rlhf_min.hardware.finite import check_finite
@@ -58,9 +57,7 @@ class Config:
     clip: float = option(0.2, "epsilon of ppo-clip", above=0, at_most=1)
     ema_decay: float = option(0.9, "decay of --baseline ema", at_least=0, below=1)
     kl: float = option(0.2, "weight of the KL penalty, reward per nat", "--beta", at_least=0)
-    missing_end_penalty: float = option(
-        1.0, "taken from standardised scores of answers without an end", at_least=0
-    )
+    missing_end_penalty: float = option(1.0, "taken from the reward if no end token", at_least=0)
     reading: Literal["mean", "entropic", "win"] = option(
         "mean", "how ratings become a reward (win, against the reference's answer: any head)"
     )
@@ -107,10 +104,7 @@ def check(config: Config) -> None:
 
 def initial_state(config: Config, policy, state: dict) -> tuple:
     """Optimiser, random generator and baseline; restored, like the policy, from a checkpoint."""
-    before, scale = state["before"], state["reward_scale"]
-    start = standardise(before["reward/mean"], scale["mean"], scale["std"])
-    start -= config.missing_end_penalty * (1 - before["finished/rate"])
-    start -= config.kl * before["kl/mean"]  # now the mean reward before training
+    start = evaluation.mean_total_reward(config, state["before"], state["reward_scale"])
     optimiser = MasterAdamW(policy)
     generator = torch.Generator(policy.device).manual_seed(config.seed)
     baseline = {
@@ -178,16 +172,14 @@ def train(config: Config, policy, reference, scorer, prompts, sampling, evaluate
                     advantages_PK[p] = baseline.advantages(total_rewards_PK[p]) * weights_PK[p]
                 loss(log_probs_pK, old_PK[p], advantages_PK[p], P * K).backward()
             check_finite("the policy's log-prob", log_probs_PK)
-            if update == 0:
-                gap = alignment_gap(rollout, old_PK)
-                if step == first:
-                    check_alignment(gap, policy.dtype)  # before any weight changes
+            if step == first and update == 0:  # before any weight changes
+                check_alignment(alignment_gap(rollout, old_PK), policy.dtype)
             grad_norm = optimiser.step(lr, config.max_grad_norm)  # clips, steps, zeroes gradients
         clock("policy")
 
         metrics = step_metrics(rollout, scores_PK, total_rewards_PK, advantages_PK, old_PK, ref_PK)
-        metrics |= {"alignment/gap": gap, "grad/norm": grad_norm, "learning_rate": lr}
-        metrics |= {"baseline/value": baseline.value, **clock.seconds}
+        metrics |= {"grad/norm": grad_norm, "learning_rate": lr, "baseline/value": baseline.value}
+        metrics |= {"alignment/gap": alignment_gap(rollout, old_PK), **clock.seconds}
         metrics["clip/fraction"] = policy_losses.clip_fraction(log_probs_PK, old_PK, config.clip)
         metrics["batch/padding"] = padding_share(policy, rollout.prompts, rollout.answers, max_rows)
         metrics |= evaluation.gold_metric(gold, batch, rollout, scorer)
@@ -207,11 +199,7 @@ def main(config: Config) -> dict:
     check(config)
     if summary := run_folder.write_missing_report(config):
         return summary
-    read = partial(read_prompts, skip_bad_rows=config.skip_bad_rows)
-    prompts, dropped = read(config.data)
-    prompts, held_out, others, held = hold_out(prompts, read, config, 0.1, config.eval_prompts)
-    report_dropped(dropped | others, len(prompts), "training prompts")
-    report_dropped(held, len(held_out), "held-out prompts")
+    prompts, held_out, metadata = split_prompts(config)
     check_batch_size(config.batch_size, config.samples, len(prompts))
     build_missing(config)
     dtype, tokenizer = choose_dtype(config.dtype), loading.load_tokenizer(config.model)
@@ -222,8 +210,6 @@ def main(config: Config) -> dict:
     if config.gradient_checkpointing:
         loading.checkpoint_activations(policy)
     room = min(map(context_length, (policy, scorer.model))) - config.max_new_tokens
-    metadata = {"fingerprint": fingerprint(prompts), "dropped": dropped | others}
-    metadata["dropped/held_out"] = held
     prompts, metadata["prompts/cut"] = encode_prompts(tokenizer, prompts, room)
     held_out, _ = encode_prompts(tokenizer, held_out, room)
     metadata |= {"prompts/train": len(prompts), "prompts/held_out": len(held_out)}
@@ -236,8 +222,8 @@ def main(config: Config) -> dict:
     state = checkpoints.load_checkpoint(config.out) if config.resume else None
     if not state:
         before, answers = evaluate(policy)
-        first = prompts[: config.ruler_prompts]
-        scale = evaluation.reference_scale(reference, scorer, first, sampling, config.seed)
+        some = draw_items(prompts, config.ruler_prompts, config.data)
+        scale = evaluation.reference_scale(reference, scorer, some, sampling, config.seed)
         state = {"step": 0, "reward_scale": scale, "before": before, "samples": answers}
     metadata["reward_scale"] = state["reward_scale"]
     log = run_folder.RunLog("train_policy.py", config, metadata, state)

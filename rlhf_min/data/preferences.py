@@ -10,9 +10,10 @@ import random
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
 from rlhf_min import InputError
-from rlhf_min.data.bad_rows import REPEATED, listed, parse_rows
+from rlhf_min.data.bad_rows import REPEATED, listed, parse_rows, report_dropped
 from rlhf_min.data.rows import Prompt, as_messages, pair_of, prompt_of, ratings_of
 from rlhf_min.models.tokens import encode_answer, encode_prompt
 
@@ -104,50 +105,72 @@ def prompt_text(prompt: Prompt | Pair) -> str:
     return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
 
 
+def prompt_key(prompt: Prompt | Pair) -> str:
+    """The text by which prompts are the same: white space around it does not count."""
+    return prompt_text(prompt).strip()
+
+
+def split_prompts(config) -> tuple[list[Prompt], list[Prompt], dict]:
+    """Training prompts, held-out prompts, and facts for run.json; prints what was dropped.
+
+    config: settings with data, eval_data, eval_prompts and skip_bad_rows.
+    """
+    read = partial(read_prompts, skip_bad_rows=config.skip_bad_rows)
+    prompts, dropped = read(config.data)
+    prompts, held_out, others, held = hold_out(prompts, read, config, 0.1, config.eval_prompts)
+    report_dropped(dropped | others, len(prompts), "training prompts")
+    report_dropped(held, len(held_out), "held-out prompts")
+    facts = {"dropped": dropped | others, "dropped/held_out": held}
+    return prompts, held_out, {"fingerprint": fingerprint(prompts), **facts}
+
+
+def draw_items(items: list, count: int, specs: list[str]) -> list:
+    """At most `count` items: the first ones of a single SPEC, a fixed random draw of several."""
+    if len(specs) == 1 or len(items) <= count:
+        return items[:count]
+    return random.Random(0).sample(items, count)
+
+
 def hold_out(items: list, read, config, fraction: float, limit: int) -> tuple:
     """(training, held-out, counts of each) of pairs or prompts; no prompt is in both (trap 15).
 
-    config: settings with data, eval_data and seed; read(specs): items and counts.  Held out are the
-    first `limit` items of eval_data, and `items` with one of their prompts are dropped and counted.
-    Without eval_data, but with zoo data, the same holds for zoo:held-out, all of whose questions
-    are held out.  Otherwise `items` are split by prompt.
+    config: settings with data and eval_data; read(specs): items and counts.  Held out are `limit`
+    items (`draw_items`) of eval_data, or without it of zoo:held-out if `data` has the zoo; `items`
+    with a prompt of that data are dropped and counted.  Otherwise `items` are split by prompt.
     """
     with_zoo = any(spec.partition(":")[0] == "zoo" for spec in config.data)
     if not config.eval_data and not with_zoo:
-        return *split_by_prompt(items, fraction, limit, config.seed), {}, {}
-    held_out, counts = read(config.eval_data or ["zoo:held-out"])
-    prompts = set(map(prompt_text, held_out[:limit] if config.eval_data else held_out))
-    train = [item for item in items if prompt_text(item) not in prompts]
+        train, held_out = split_by_prompt(items, fraction)
+        return train, draw_items(held_out, limit, config.data), {}, {}
+    specs = config.eval_data or ["zoo:held-out"]
+    all_held_out, counts = read(specs)
+    prompts = set(map(prompt_key, all_held_out))  # with those that another run may evaluate
+    train = [item for item in items if prompt_key(item) not in prompts]
     if not train:
         raise InputError("no training data left: every prompt is held out, give other --eval-data")
     dropped = {"prompt is held out": len(items) - len(train)}
     dropped_held_out = {reason: count for reason, count in counts.items() if count}
-    return train, held_out[:limit], dropped, dropped_held_out
+    return train, draw_items(all_held_out, limit, specs), dropped, dropped_held_out
 
 
-def split_by_prompt(items: list, fraction: float, limit: int | None, seed: int) -> tuple:
+def split_by_prompt(items: list, fraction: float) -> tuple[list, list]:
     """Split pairs or prompts into (training, held-out), in order; no prompt is in both lists.
 
-    Seed and prompt are hashed to a number in [0, 1), so a prompt stays on its side when others are
-    added or removed.  Prompts below `fraction` are held out, lowest first, as long as they have at
-    most `limit` items together; each list gets at least one prompt.
+    A prompt is hashed to a number in [0, 1); below `fraction` it is held out.  So it is on the same
+    side in every run, for pairs and prompts, and when others are added or removed.  Each list gets
+    at least one prompt.
     """
-    if not 0 < fraction < 1:
-        raise InputError(f"--eval-fraction must lie between 0 and 1, got {fraction}")
-    sizes = Counter(map(prompt_text, items))
-    hashes = {text: hashlib.sha256(f"{seed} {text}".encode()).hexdigest() for text in sizes}
-    held_out, free = set(), len(items) if limit is None else limit
-    for text in sorted(sizes, key=hashes.get)[:-1]:
-        below = int(hashes[text], 16) / 16**64 < fraction
-        if sizes[text] <= free and (below or not held_out):
-            held_out.add(text)
-            free -= sizes[text]
-    if not held_out:
-        several = f"no prompt has at most {limit} rows"
-        reason = several if len(sizes) > 1 else "all rows of --data have the same prompt"
-        raise InputError(f"{reason}, so none can be held out: name other data with --eval-data")
-    train = [item for item in items if prompt_text(item) not in held_out]
-    return train, [item for item in items if prompt_text(item) in held_out]
+    hashes = {key: hashlib.sha256(key.encode()).hexdigest() for key in map(prompt_key, items)}
+    by_hash = sorted(hashes, key=hashes.get)
+    if len(by_hash) < 2:
+        raise InputError(
+            "all rows of --data have the same prompt, so none can be held out: "
+            "name other data with --eval-data"
+        )
+    held_out = {key for key in by_hash if int(hashes[key], 16) / 16**64 < fraction}
+    held_out = (held_out | {by_hash[0]}) - {by_hash[-1]}
+    train = [item for item in items if prompt_key(item) not in held_out]
+    return train, [item for item in items if prompt_key(item) in held_out]
 
 
 def encode_pairs(tokenizer, pairs: list[Pair], max_length: int, source: str, limit="--max-length"):

@@ -211,7 +211,8 @@ def summarise(outcomes: list[Outcome], winners_known: bool, seed: int) -> dict:
     unequal = [(d > 0, s == 1) for d, s in zip(differences, scores, strict=True) if d and s != 0.5]
     metrics["longer_wins"] = _mean(b_is_longer == b_wins for b_is_longer, b_wins in unequal)
     if winners_known:
-        return metrics | {"longer_wins_data": _mean(b_is_longer for b_is_longer, _ in unequal)}
+        longer = [(d > 0) + (d == 0) / 2 for d in differences]  # of all judged, as the agreement
+        return metrics | {"longer_wins_data": _mean(longer)}
     for side in ("a", "b"):
         answers = [getattr(c, side) for c in comparisons]
         finished = [getattr(c, f"{side}_finished") for c in comparisons]

@@ -9,7 +9,7 @@ from rlhf_min.hardware.finite import check_finite, naming
 from rlhf_min.maths import statistics as stats
 from rlhf_min.maths.preference_losses import bradley_terry, ratings_win_loss
 from rlhf_min.maths.ratings import chance_loss
-from rlhf_min.maths.reward_shaping import k1, reward_scale
+from rlhf_min.maths.reward_shaping import k1, reward_scale, standardise
 from rlhf_min.models.answers import answer_texts
 from rlhf_min.models.batches import tree_batches
 from rlhf_min.models.log_probs import rollout_log_probs
@@ -95,6 +95,13 @@ def sample_and_score(model, reference, scorer: RewardScorer, prompts, sampling: 
 def reference_scale(reference, scorer, prompts, sampling: dict, seed: int) -> dict[str, float]:
     """Mean and standard deviation of the scores of one reference answer to each prompt."""
     return reward_scale(sample_and_score(reference, reference, scorer, prompts, sampling, seed)[1])
+
+
+def mean_total_reward(config, metrics: dict, scale: dict[str, float]) -> float:
+    """Mean of standardised score − penalty for a missing end − β·KL, from held-out metrics."""
+    reward = standardise(metrics["reward/mean"], scale["mean"], scale["std"])
+    reward -= config.missing_end_penalty * (1 - metrics["finished/rate"])
+    return reward - config.kl * metrics["kl/mean"]
 
 
 def evaluate_policy(policy, reference, scorer: RewardScorer, prompts, sampling: dict, gold):
