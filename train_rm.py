@@ -197,10 +197,8 @@ def main(config: Config) -> dict:
     separate_pad(model, tokenizer)
     if config.gradient_checkpointing:
         loading.checkpoint_activations(model)
-    context, limit = context_length(model), f"--max-length {config.max_length}"
-    if config.max_length > context:
-        limit = f"the model's context of {context} tokens"
-    max_length = min(config.max_length, context)
+    max_length = min(config.max_length, context_length(model))
+    limit = "--max-length" if max_length == config.max_length else "the model's context"
     pairs, others = preferences.encode_pairs(tokenizer, pairs, max_length, "--data", limit)
     held_out, others_held_out = preferences.encode_pairs(
         tokenizer, held_out, max_length, "held-out data", limit

@@ -82,7 +82,7 @@ TRAIN_RM = [
     ("--data identical.jsonl", ["identical.jsonl", "identical"]),
     ("--data equal.jsonl --eval-data equal.jsonl", ["held out", "--eval-data"]),
     ("--data long_answers.jsonl", ["--data", "model's context of 128"]),
-    ("--data long_answers.jsonl --max-length 64", ["--data", "--max-length 64"]),
+    ("--data long_answers.jsonl --max-length 64", ["--data", "--max-length of 64"]),
     ("--max-length 3", ["--max-length"]),
     ("--rating-range 1", ["--rating-range"]),
     ("--rating-range 10 1", ["--rating-range"]),

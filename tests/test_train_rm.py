@@ -349,7 +349,7 @@ def test_trap_14_identical_pairs_and_cut_prompts_are_counted(tiny_run, tmp_path)
     summary, _ = run(tiny_run, tmp_path / "rm", data=[data], max_steps=1)
     assert summary["dropped"]["identical"] == 1
     assert summary["dropped"]["prompt cut from the left (kept)"] == 1
-    assert summary["dropped"]["answer longer than --max-length"] == 1
+    assert summary["dropped"]["answer longer than the model's context"] == 1
     assert summary["pairs/train"] == 6
 
 

@@ -195,8 +195,9 @@ def encode_pairs(tokenizer, pairs: list[Pair], max_length: int, source: str, lim
             known = tuple(math.nan if rating is None else rating for rating in ratings)
             encoded.append(EncodedPair(prompt, answers, known, pair))
     if not encoded:
-        longer = "a higher --max-length" if "--" in limit else "a model with a longer context"
-        raise InputError(f"no pair of {source} fits {limit}: give shorter answers, or {longer}")
+        advice = f"raise {limit}" if "--" in limit else "take a model with a longer context"
+        problem = f"no pair of {source} fits {limit} of {max_length} tokens"
+        raise InputError(f"{problem}: {advice}, or give shorter answers")
     return encoded, dict(dropped)
 
 
