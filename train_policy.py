@@ -58,9 +58,7 @@ class Config:
     ema_decay: float = option(0.9, "decay of --baseline ema", at_least=0, below=1)
     kl: float = option(0.2, "weight of the KL penalty, reward per nat", "--beta", at_least=0)
     missing_end_penalty: float = option(1.0, "taken from the reward if no end token", at_least=0)
-    reading: Literal["mean", "entropic", "win"] = option(
-        "mean", "how ratings become a reward (win, against the reference's answer: any head)"
-    )
+    reading: Literal["mean", "entropic", "win"] = option("mean", "how ratings become a reward")
     entropic_b: float = option(2.0, "scale of --reading entropic, in ratings", at_least=0.01)
     weight: Literal["none", "inverse-sigma", "inverse-variance", "inverse-one-plus-sigma"] = option(
         "none", "factor of the advantage from the ratings' spread"
@@ -125,9 +123,7 @@ def choose_loss(config: Config):
     """The loss of a micro-batch: (log_probs, old_log_probs, advantages, count) → scalar."""
     if config.objective == "ppo-clip":
         return partial(policy_losses.ppo_clip, clip=config.clip)
-    return lambda log_probs, old_log_probs, advantages, count: policy_losses.reinforce(
-        log_probs, advantages, count
-    )
+    return lambda log_probs, _, advantages, n: policy_losses.reinforce(log_probs, advantages, n)
 
 
 def train(config: Config, policy, reference, scorer, prompts, sampling, evaluate, log, state):

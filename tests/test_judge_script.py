@@ -150,7 +150,7 @@ def test_the_reward_model_judges_chat_prompts_from_a_file(models, tmp_path):
     from transformers import AutoTokenizer
 
     from rlhf_min.models.answers import encode_texts
-    from rlhf_min.models.reward_model import new_reward_model, reward_from
+    from rlhf_min.models.reward_model import all_outputs, new_reward_model, reward_from
     from rlhf_min.models.scoring import RewardScorer
 
     model = new_reward_model(str(models / "a"), "ratings", torch.float32)
@@ -169,7 +169,7 @@ def test_the_reward_model_judges_chat_prompts_from_a_file(models, tmp_path):
         assert row["prompt"].startswith("'=SUM(")
         texts, ends = [[asked["a"], asked["b"]]], [[True, True]]
         ids = encode_texts(scorer.tokenizer, [asked["prompt"]], texts, ends, 200)
-        a, b = reward_from(scorer.outputs(*ids), "mean")
+        a, b = reward_from(all_outputs(scorer.model, *ids), "mean")
         assert row["winner"] == ("a" if a > b else "b")
     for row in read_jsonl(out / "comparisons.jsonl"):
         assert row["prompt"] in turns

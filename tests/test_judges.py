@@ -27,6 +27,7 @@ from rlhf_min.judging.comparisons import (
 from rlhf_min.judging.judges import gold, judge_by_hand, reward_model_judge
 from rlhf_min.judging.llm_judge import PARAMETERS, OpenAIJudge, question, read_verdict
 from rlhf_min.models.answers import encode_texts
+from rlhf_min.models.reward_model import all_outputs
 from rlhf_min.models.scoring import RewardScorer
 from rlhf_min.zoo import start_model
 from rlhf_min.zoo import world as zoo
@@ -340,7 +341,7 @@ def test_the_reward_model_judge_prefers_the_higher_reward_in_both_orders(reward_
     judge, scorer = reward_model_judge(reward_folder), RewardScorer(reward_folder, torch.float32)
     for first, second in [("The fox is red.", "No."), ("", "Of course!"), ("a b c", "c b a")]:
         ids = encode_texts(scorer.tokenizer, [QUESTION], [[first, second]], [[True, True]], 200)
-        r1, r2 = scorer.outputs(*ids)[:, 0].tolist()
+        r1, r2 = all_outputs(scorer.model, *ids)[:, 0].tolist()
         assert judge(QUESTION, first, second).winner == ("first" if r1 > r2 else "second")
         assert judge(QUESTION, second, first).winner == ("second" if r1 > r2 else "first")
     assert judge([{"role": "user", "content": "Hi"}], "x", "x").winner == "tie"

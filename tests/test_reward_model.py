@@ -21,6 +21,7 @@ from rlhf_min.models.loading import load_causal_lm, load_tokenizer, save_model
 from rlhf_min.models.prompt_tree import build_tree
 from rlhf_min.models.reward_model import (
     LABELS,
+    all_outputs,
     branch_outputs,
     load_reward_model,
     new_reward_model,
@@ -52,7 +53,7 @@ def score_texts(scorer: RewardScorer, prompts: list, answers: list[str]) -> list
     """Rewards of one answer text to each prompt."""
     texts, ends = [[answer] for answer in answers], [[True]] * len(answers)
     tokens = encode_texts(scorer.tokenizer, prompts, texts, ends, scorer.context)
-    return reward_from(scorer.outputs(*tokens), "mean").tolist()
+    return reward_from(all_outputs(scorer.model, *tokens), "mean").tolist()
 
 
 @pytest.mark.parametrize("head", LABELS)
@@ -97,7 +98,7 @@ def agrees_with_transformers(folder: Path) -> None:
     assert tokenizer.pad_token_id == model.config.pad_token_id != tokenizer.eos_token_id
     answers = [[answer] for answer in ANSWERS]
     pairs = encode_texts(scorer.tokenizer, PROMPTS, answers, [[True]] * 4, 128)
-    ours = scorer.outputs(*pairs)
+    ours = all_outputs(scorer.model, *pairs)
     rows = [{"input_ids": p + a[0]} for p, a in zip(*pairs, strict=True)]
     for side in ("right", "left"):
         batch = tokenizer.pad(rows, padding=True, padding_side=side, return_tensors="pt")
@@ -144,7 +145,7 @@ def test_branches_of_unequal_number_come_back_in_order(tmp_path):
 
     prompts = [some(n) for n in (9, 2, 30, 4)]
     branches = [[some(n) for n in sizes] for sizes in ([3], [20, 1, 5], [2, 2], [7])]
-    outputs = scorer.outputs(prompts, branches)
+    outputs = all_outputs(scorer.model, prompts, branches)
     flat = [(p, a) for p, answers in zip(prompts, branches, strict=True) for a in answers]
     for (prompt, ids), output in zip(flat, outputs, strict=True):
         with torch.no_grad():

@@ -7,9 +7,8 @@ In plain PyTorch, for one prompt x and one answer y of T tokens:
     log_prob = log_p[range(T), y].sum()                                 # log π(y|x), a sum
 
 Everywhere π means the distribution that is sampled from: softmax(logits / temperature).
-`answer_log_probs` computes the same for whole trees, without the [T, V] logits of all answers.  A
-tree holds some prompts and their answers as one batch; `tree_batches` yields the prompts' indices
-and the tree.  That is all a first reader needs to know about trees (prompt_tree.py).
+`answer_log_probs` computes the same for a tree: some prompts and their answers as one batch, of
+which a first reader need not know more (prompt_tree.py).  `tree_batches` yields such batches.
 """
 
 from functools import partial
@@ -36,13 +35,13 @@ def answer_log_probs(model, tree: Tree, temperature: float = 1.0) -> Tensor:
 
 
 @torch.no_grad()
-def rollout_log_probs(
-    model, rollout: Rollout, temperature: float, max_rows: int, max_positions: int = 0
-) -> Tensor:
-    """log π(y|x) of every answer of a rollout, without gradient: [P, K] float32."""
+def rollout_log_probs(model, rollout: Rollout, temperature: float, max_rows: int, *limit):
+    """log π(y|x) of every answer of a rollout, without gradient: [P, K] float32.
+
+    max_rows, limit: of `tree_batches`.
+    """
     log_probs = torch.zeros(rollout.finished.shape, device=model.device)
-    batches = tree_batches(model, rollout.prompts, rollout.answers, max_rows, max_positions)
-    for p, tree in batches:
+    for p, tree in tree_batches(model, rollout.prompts, rollout.answers, max_rows, *limit):
         log_probs[p] = answer_log_probs(model, tree, temperature).view(len(p), -1)
     check_finite("an answer's log-prob", log_probs)
     return log_probs

@@ -10,6 +10,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rlhf_min import InputError
 from rlhf_min.maths.ratings import entropic_rating, mean_rating, win_log_probability
+from rlhf_min.models.batches import tree_batches
 from rlhf_min.models.encoder import is_encoder
 from rlhf_min.models.loading import load_model
 from rlhf_min.models.prompt_tree import Tree, hidden_states
@@ -34,8 +35,11 @@ def new_reward_model(path: str, head: str, dtype: torch.dtype):
     return model
 
 
-def load_reward_model(path: str, dtype: torch.dtype):
-    """A trained reward model.  Raises InputError where there is none, and as `load_model`."""
+def load_reward_model(path: str, dtype: torch.dtype, needs_ratings: bool = False):
+    """A trained reward model.  Raises InputError where there is none, and as `load_model`.
+
+    needs_ratings: whether its head must give a distribution over ratings.
+    """
     model, info = load_model(AutoModelForSequenceClassification, path, dtype)
     base = "LANGUAGE_MODEL" if is_encoder(model) else path
     advice = f"train one with `python train_rm.py --model {base} --out runs/rm`"
@@ -49,6 +53,11 @@ def load_reward_model(path: str, dtype: torch.dtype):
         )
     if model.config.is_encoder_decoder:
         raise InputError(f"{path} is an encoder-decoder: give a decoder or an encoder with a head")
+    if needs_ratings and model.config.num_labels == LABELS["scalar"]:
+        raise InputError(
+            f"--reading entropic and --weight need a distribution over ratings, but {path} "
+            "gives one number: train a reward model with --head ratings"
+        )
     return model
 
 
@@ -74,6 +83,16 @@ def branch_outputs(model, tree: Tree) -> Tensor:
     """The head's output at each branch's last token: [B, labels] float32, or float64."""
     output = model.score(hidden_states(model, tree)[tree.ends])
     return output if output.dtype == torch.float64 else output.float()
+
+
+@torch.no_grad()
+def all_outputs(model, prompts: list[list[int]], branches: list[list[list[int]]]) -> Tensor:
+    """Head outputs of each prompt's branches, all in token ids: [B, labels] float32."""
+    results = {}  # by prompt
+    for p, tree in tree_batches(model, prompts, branches, 64, 2**14):
+        counts = [len(branches[i]) for i in p]
+        results |= zip(p, branch_outputs(model, tree).split(counts), strict=True)
+    return torch.cat([results[i] for i in range(len(prompts))])
 
 
 def win_probability(first: Tensor, second: Tensor) -> Tensor:

@@ -1,17 +1,14 @@
 """A trained reward model applied to sampled answers: one score per answer, without gradient."""
 
-import torch
 from torch import Tensor
 
-from rlhf_min import InputError
 from rlhf_min.hardware.finite import check_finite
 from rlhf_min.maths.ratings import confidence_weight
 from rlhf_min.models.answers import answer_texts, encode_texts
-from rlhf_min.models.batches import tree_batches
 from rlhf_min.models.encoder import encoder_outputs, is_encoder
 from rlhf_min.models.layout import context_length
 from rlhf_min.models.loading import load_tokenizer
-from rlhf_min.models.reward_model import branch_outputs, load_reward_model, reward_from
+from rlhf_min.models.reward_model import all_outputs, load_reward_model, reward_from
 from rlhf_min.models.sampling import Rollout
 from rlhf_min.models.tokens import decode_answer, same_tokens
 
@@ -26,20 +23,14 @@ class RewardScorer:
     """
 
     def __init__(self, path, dtype, policy_tokenizer=None, reading="mean", b=2.0, weight="none"):
-        self.model = load_reward_model(path, dtype)
-        self.is_encoder = is_encoder(self.model)
-        self.tokenizer = load_tokenizer(path, needs_end=not self.is_encoder)
+        self.model = load_reward_model(path, dtype, reading == "entropic" or weight != "none")
+        self.encoder = is_encoder(self.model)
+        self.tokenizer = load_tokenizer(path, needs_end=not self.encoder)
         self.policy_tokenizer = policy_tokenizer or self.tokenizer
         self.context = context_length(self.model)
-        shared = same_tokens(self.policy_tokenizer, self.tokenizer)
-        self.same_tokens = shared and not self.is_encoder
+        self.same_tokens = not self.encoder and same_tokens(self.policy_tokenizer, self.tokenizer)
         self.reading, self.b, self.weight = reading, b, weight
         self.needs_reference = reading == "win"  # rewards compare with the reference's answers
-        if self.model.config.num_labels == 1 and (reading == "entropic" or weight != "none"):
-            raise InputError(
-                f"--reading entropic and --weight need a distribution over ratings, but {path} "
-                "gives one number: train a reward model with --head ratings"
-            )
 
     def score(self, rollout: Rollout, prompts: list, reference: Rollout | None = None):
         """Scores and advantage weights of a rollout: [P, K], [P, K].
@@ -54,12 +45,11 @@ class RewardScorer:
     def rollout_outputs(self, rollout: Rollout, prompts: list) -> Tensor:
         """Head outputs of every answer of a rollout: [P, K, labels] float32.
 
-        If the reward model has another tokenizer, the answers are decoded and encoded again;
-        otherwise their sampled ids are scored, since encoding a text may give other ids.  Raises
-        NonFiniteError, with the answer.
+        With another tokenizer the answers are decoded and encoded again; else their sampled ids are
+        scored, since encoding a text may give other ids.  Raises NonFiniteError, with the answer.
         """
         if self.same_tokens:
-            outputs = self.outputs(rollout.prompts, rollout.answers)
+            outputs = all_outputs(self.model, rollout.prompts, rollout.answers)
         else:
             texts, ends = answer_texts(self.policy_tokenizer, rollout), rollout.finished.tolist()
             outputs = self.text_outputs(prompts, texts, ends)
@@ -70,15 +60,7 @@ class RewardScorer:
 
     def text_outputs(self, prompts: list, texts: list[list[str]], ends: list[list[bool]]) -> Tensor:
         """Head outputs of answer texts, arguments as `encode_texts`: [B, labels] float32."""
-        if self.is_encoder:
+        if self.encoder:
             return encoder_outputs(self.model, self.tokenizer, prompts, texts)
-        return self.outputs(*encode_texts(self.tokenizer, prompts, texts, ends, self.context))
-
-    @torch.no_grad()
-    def outputs(self, prompts: list[list[int]], branches: list[list[list[int]]]) -> Tensor:
-        """Head outputs of each prompt's branches, all in token ids: [B, labels] float32."""
-        results = {}  # by prompt
-        for p, tree in tree_batches(self.model, prompts, branches, 64, 2**14):
-            counts = [len(branches[i]) for i in p]
-            results |= zip(p, branch_outputs(self.model, tree).split(counts), strict=True)
-        return torch.cat([results[i] for i in range(len(prompts))])
+        ids = encode_texts(self.tokenizer, prompts, texts, ends, self.context)
+        return all_outputs(self.model, *ids)
