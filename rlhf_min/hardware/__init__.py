@@ -1,1 +1,1 @@
-"""The same numbers with less time or memory: skip this folder on a first reading."""
+"""The same numbers with less time or memory, safe files, checks of numbers: skip it at first."""
