@@ -22,6 +22,8 @@ class Config:
 
     model: str = option("runs/zoo-base", "language model: folder or hub id", heading="Inputs")
     reward_model: str = option("runs/rm", "trained reward model: folder or hub id")
+    reward_function: str = option("", "FILE.py:NAME, own (prompts, answers) -> rewards")
+    function_weight: float = option(0.0, "of it beside the model (0: alone)", at_least=0)
     reference: str = option("", "model that KL is measured to (default: --model)")
     data: list[str] = option(["zoo"], "prompts: zoo, files, or hub ids (id:split); concatenated")
     eval_data: list[str] = option([], "held-out prompts (nothing: the zoo's, or a split)")
@@ -85,8 +87,8 @@ from rlhf_min.models.alignment import alignment_gap, check_alignment
 from rlhf_min.models.batches import padding_share, tree_batches
 from rlhf_min.models.layout import context_length
 from rlhf_min.models.log_probs import answer_log_probs, rollout_log_probs
+from rlhf_min.models.reward_function import make_scorer
 from rlhf_min.models.sampling import sample
-from rlhf_min.models.scoring import RewardScorer
 from rlhf_min.models.tokens import encode_prompts, end_token_ids
 from rlhf_min.reporting import checkpoints, evaluation, folder_files, run_folder
 from rlhf_min.reporting.evaluation import step_metrics
@@ -207,9 +209,8 @@ def main(config: Config) -> dict:
     dtype, tokenizer = choose_dtype(config.dtype), loading.load_tokenizer(config.model)
     policy = loading.load_causal_lm(config.model, dtype, config.gradient_checkpointing)
     reference = loading.load_reference(config.reference or config.model, policy, tokenizer)
-    reward_settings = config.reading, config.entropic_b, config.weight
-    scorer = RewardScorer(config.reward_model, dtype, tokenizer, *reward_settings)
-    room = min(map(context_length, (policy, scorer.model))) - config.max_new_tokens
+    scorer = make_scorer(config, dtype, tokenizer)
+    room = min(context_length(policy), scorer.context) - config.max_new_tokens
     prompts, metadata["prompts/cut"] = encode_prompts(tokenizer, prompts, room)
     held_out, _ = encode_prompts(tokenizer, held_out, room)
     sampling = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature}

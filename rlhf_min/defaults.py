@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from rlhf_min import InputError
+from rlhf_min.models.reward_function import load_function
 from rlhf_min.reporting.run_folder import is_unfinished
 from rlhf_min.zoo import start_model
 
@@ -16,8 +17,11 @@ def build_missing(config) -> None:
 
     Raises InputError if the settings (of train_policy.py) need a ratings head: this one is scalar.
     """
+    if config.reward_function:
+        load_function(config.reward_function)  # its mistakes are told before anything is built
     path, unfinished = config.reward_model, is_unfinished(config.reward_model)
     missing = path == REWARD_MODEL and (unfinished or not Path(path).exists())
+    missing = missing and not (config.reward_function and not config.function_weight)
     if missing and (config.reading == "entropic" or config.weight != "none"):
         raise InputError(
             "--reading entropic and --weight need a ratings head: train one with "
