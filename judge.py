@@ -10,7 +10,8 @@ to measure a model, use `--data zoo:held-out`.
 Left out on purpose: tournaments of many models, Elo ratings.
 """
 
-import math
+import rlhf_min.interrupts  # noqa: F401  first: Ctrl-C during the other imports
+
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -23,8 +24,10 @@ from tqdm import tqdm
 
 from rlhf_min import InputError
 from rlhf_min.command_line import check_ranges, option, run
-from rlhf_min.data.files import read_jsonl
+from rlhf_min.data.bad_rows import report_dropped
+from rlhf_min.data.files import read_json, read_jsonl
 from rlhf_min.data.preferences import fingerprint, read_pairs, read_prompts
+from rlhf_min.data.visible import visible
 from rlhf_min.hardware.device import choose_dtype
 from rlhf_min.judging.comparisons import (
     Comparison,
@@ -41,7 +44,7 @@ from rlhf_min.judging.llm_judge import OpenAIJudge
 from rlhf_min.models.answers import sample_texts
 from rlhf_min.models.layout import context_length
 from rlhf_min.models.loading import load_causal_lm, load_tokenizer
-from rlhf_min.reporting import report
+from rlhf_min.reporting import folder_files, report
 from rlhf_min.reporting.run_folder import RunLog, check_folder
 
 GIVE_UP = 10  # questions in a row without a reply that stop the run
@@ -55,22 +58,21 @@ class Config:
     b: str | None = option(None, "second model: folder or hub id; the win rate is that of b")
     data: list[str] = option(["zoo"], "prompts: zoo, zoo:held-out, files, or hub ids (id:split)")
     limit: int = option(500, "prompts or pairs, drawn by the seed (0: all)", at_least=0)
+    skip_bad_rows: bool = option(False, "drop and count rows that cannot be used")
     agreement: str | None = option(None, "test the judge: pairs with known winners, no --a, --b")
     judge: str = option(
         "gold", "gold (zoo only), reward-model:DIR, openai:MODEL or human", heading="Judge"
     )
     base_url: str | None = option(None, "openai: address of a compatible server, http://host/v1")
     concurrency: int = option(4, "openai: questions under way at once", at_least=1)
-    timeout: float = option(60.0, "openai: seconds to wait for a reply", above=0, below=math.inf)
-    retries: int = option(
-        5, "openai: further attempts after 429, 5xx, a time-out or a lost connection", at_least=0
-    )
+    timeout: float = option(60.0, "openai: seconds to wait for a reply", above=0)
+    retries: int = option(5, "openai: more attempts after 429, 5xx or a lost reply", at_least=0)
     max_new_tokens: int = option(64, "longest answer, in tokens", heading="Sampling", at_least=1)
-    temperature: float = option(1.0, "of the sampling distribution", above=0, below=math.inf)
+    temperature: float = option(1.0, "of the sampling distribution", at_least=0.01)
     batch_size: int = option(64, "answers sampled at once", at_least=1)
     dtype: Literal["auto", "float32", "bfloat16"] = option("float32", "what the models compute in")
     out: str = option("runs/judge", "folder of the run", heading="Run")
-    seed: int = option(0, "of the prompts, the answers and the order in which they are shown")
+    seed: int = option(0, "of the prompts, the answers and the order they are shown in", at_least=0)
     resume: bool = option(False, "go on with the interrupted run in --out, asking nothing twice")
     overwrite: bool = option(False, "replace the run in --out")
 
@@ -81,8 +83,6 @@ def check(config: Config) -> None:
         raise InputError("--agreement judges the judge on given pairs: leave --a and --b out")
     if not config.agreement and not (config.a and config.b):
         raise InputError("two models are needed: give --a and --b (or --agreement FILE)")
-    if config.resume and config.overwrite:
-        raise InputError("--resume goes on with a run, --overwrite replaces it: give one of them")
     check_ranges(config)
     check_folder(config, may_differ=("concurrency", "timeout", "retries"))
 
@@ -90,10 +90,8 @@ def check(config: Config) -> None:
 def choose_judge(config: Config) -> Callable[[list[Comparison], VerdictLog], None]:
     """The function that adds the verdicts of --judge to the log.  Raises InputError."""
     kind, _, model = config.judge.partition(":")
-    if config.judge == "human":
-        return judge_by_hand
-    if config.judge == "gold":
-        return partial(ask, gold)
+    if config.judge in ("human", "gold"):
+        return judge_by_hand if config.judge == "human" else partial(ask, gold)
     if kind == "reward-model" and model:
         return partial(ask, reward_model_judge(model, choose_dtype(config.dtype)))
     if kind == "openai" and model:
@@ -104,19 +102,20 @@ def choose_judge(config: Config) -> Callable[[list[Comparison], VerdictLog], Non
     )
 
 
-def make_comparisons(config: Config) -> list[Comparison]:
-    """Answers to compare: one of each model per prompt, or (--agreement) a rejected, b chosen."""
-    items = read_pairs([config.agreement])[0] if config.agreement else read_prompts(config.data)
+def make_comparisons(config: Config) -> tuple[list[Comparison], dict]:
+    """Answers to compare (with --agreement a is the rejected one); and counts of dropped rows."""
+    read = partial(read_pairs, rating_range=None) if config.agreement else read_prompts
+    specs = [config.agreement] if config.agreement else config.data
+    items, dropped = read(specs, skip_bad_rows=config.skip_bad_rows)
+    report_dropped(dropped, len(items), "pairs" if config.agreement else "prompts")
     items = random.Random(config.seed).sample(items, min(len(items), config.limit or len(items)))
     first = random.Random(f"shown first {config.seed}").choices("ab", k=len(items))
     if config.agreement:
-        return [
-            Comparison(pair.prompt, pair.rejected, pair.chosen, side)
-            for pair, side in zip(items, first, strict=True)
-        ]
+        sides = zip(items, first, strict=True)
+        return [Comparison(p.prompt, p.rejected, p.chosen, side) for p, side in sides], dropped
     (a, a_finished), (b, b_finished) = sample_answers(config, items)
     columns = zip(items, a, b, first, a_finished, b_finished, strict=True)
-    return [Comparison(*values) for values in columns]
+    return [Comparison(*values) for values in columns], dropped
 
 
 def sample_answers(config: Config, prompts: list) -> list[tuple[list[str], list[bool]]]:
@@ -189,7 +188,7 @@ def write_results(config: Config, log: RunLog, outcomes: list[Outcome]) -> dict:
     return summary
 
 
-def print_summary(config: Config, summary: dict) -> None:
+def print_summary(config: Config, summary: dict, outcomes: list[Outcome]) -> None:
     share = {k: f"{v:.1%}" if isinstance(v, float) else "none" for k, v in summary.items()}
     name, title, in_data = "win_rate", "win rate of b", ""
     if config.agreement:
@@ -203,24 +202,27 @@ def print_summary(config: Config, summary: dict) -> None:
         f"  the order changes the verdict on {share['position_disagreement']}; the first wins "
         f"{share['first_shown_wins']}, the longer {share['longer_wins']}{in_data}"
     )
+    if failed := [outcome.explanation for outcome in outcomes if outcome.winner == "failed"]:
+        print(f"  the first failure: {visible(failed[0])}")
 
 
+@folder_files.exclusive
 def main(config: Config) -> dict:
     """Sample answers, ask the judge in both orders, settle, write; returns the summary."""
     check(config)
     judge_all = choose_judge(config)  # before sampling, so that a wrong name costs no time
-    answers_path = Path(config.out) / "answers.jsonl"
-    verdicts_path = Path(config.out) / "verdicts.jsonl"
+    answers_path, verdicts_path = (Path(config.out, f"{n}.jsonl") for n in ("answers", "verdicts"))
     if config.resume and answers_path.exists():
         comparisons = [Comparison(**row) for row in read_jsonl(answers_path)]
+        dropped = read_json(Path(config.out) / "run.json").get("data", {}).get("dropped")
     else:
-        comparisons = make_comparisons(config)
+        comparisons, dropped = make_comparisons(config)
     rows = [asdict(comparison) for comparison in comparisons]
-    if config.overwrite:  # first, because old verdicts must never be read with new answers
-        verdicts_path.unlink(missing_ok=True)
-    log = VerdictLog(verdicts_path)  # refuses broken verdicts before anything is written
-    run_log = RunLog("judge.py", config, {"fingerprint": fingerprint(rows)})
+    if config.resume:
+        VerdictLog(verdicts_path)  # refuses broken verdicts before anything is written
+    run_log = RunLog("judge.py", config, {"fingerprint": fingerprint(rows), "dropped": dropped})
     run_log.write_rows(answers_path.name, rows)
+    log = VerdictLog(verdicts_path)
     try:
         judge_all(comparisons, log)
     finally:  # an interrupted run has results too
@@ -230,7 +232,7 @@ def main(config: Config) -> dict:
             for i, c in enumerate(comparisons)
         ]
         summary = write_results(config, run_log, outcomes)
-    print_summary(config, summary)
+    print_summary(config, summary, outcomes)
     return summary
 
 

@@ -8,6 +8,8 @@ Axes, as suffixes of names: P prompts of a step, K answers to each, p prompts of
 Left out on purpose: a value network, rewards per token, several GPUs, a sampling server.
 """
 
+import rlhf_min.interrupts  # noqa: F401  first: Ctrl-C during the other imports
+
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Literal
@@ -18,9 +20,10 @@ from tqdm import tqdm
 from rlhf_min import InputError
 from rlhf_min.command_line import check_ranges, option, run
 from rlhf_min.data.order import batch_indices, check_batch_size
-from rlhf_min.data.preferences import fingerprint, hold_out, read_prompts
+from rlhf_min.data.preferences import draw_items, split_prompts
 from rlhf_min.defaults import REWARD_MODEL, build_missing
 from rlhf_min.hardware.device import Clock, choose_dtype
+from rlhf_min.hardware.finite import check_finite
 from rlhf_min.hardware.optimiser import MasterAdamW, warm_up
 from rlhf_min.maths import baselines, policy_losses
 from rlhf_min.maths.reward_shaping import penalise_missing_end, standardise, with_kl
@@ -32,7 +35,7 @@ from rlhf_min.models.log_probs import answer_log_probs, rollout_log_probs
 from rlhf_min.models.sampling import sample
 from rlhf_min.models.scoring import RewardScorer
 from rlhf_min.models.tokens import encode_prompts, end_token_ids
-from rlhf_min.reporting import evaluation, run_folder
+from rlhf_min.reporting import checkpoints, evaluation, folder_files, run_folder
 from rlhf_min.reporting.evaluation import step_metrics
 
 
@@ -42,41 +45,40 @@ class Config:
 
     model: str = option("runs/zoo-base", "language model: folder or hub id", heading="Inputs")
     reward_model: str = option("runs/rm", "trained reward model: folder or hub id")
-    reference: str = option("", "model that KL is measured to (nothing: --model itself)")
+    reference: str = option("", "model that KL is measured to (default: --model)")
     data: list[str] = option(["zoo"], "prompts: zoo, files, or hub ids (id:split); concatenated")
     eval_data: list[str] = option([], "held-out prompts (nothing: the zoo's, or a split)")
+    skip_bad_rows: bool = option(False, "drop and count rows that cannot be used")
     objective: Literal["reinforce", "ppo-clip"] = option("reinforce", "loss", heading="Objective")
     baseline: Literal["moving-average", "ema", "leave-one-out", "none"] = option(
-        "moving-average", "what is subtracted from the reward"
+        "moving-average", "subtracted from the reward (moving-average: mean of all earlier ones)"
     )
     updates: int = option(1, "updates per rollout (ppo-clip)", at_least=1)
-    clip: float = option(0.2, "epsilon of ppo-clip")
+    clip: float = option(0.2, "epsilon of ppo-clip", above=0, at_most=1)
     ema_decay: float = option(0.9, "decay of --baseline ema", at_least=0, below=1)
     kl: float = option(0.2, "weight of the KL penalty, reward per nat", "--beta", at_least=0)
-    missing_end_penalty: float = option(1.0, "reward units taken from answers that did not end")
-    reading: Literal["mean", "entropic", "win"] = option(
-        "mean", "how ratings become a reward (win, against the reference's answer: any head)"
-    )
-    entropic_b: float = option(2.0, "scale of --reading entropic, in ratings", above=0)
+    missing_end_penalty: float = option(1.0, "taken from the reward if no end token", at_least=0)
+    reading: Literal["mean", "entropic", "win"] = option("mean", "how ratings become a reward")
+    entropic_b: float = option(2.0, "scale of --reading entropic, in ratings", at_least=0.01)
     weight: Literal["none", "inverse-sigma", "inverse-variance", "inverse-one-plus-sigma"] = option(
         "none", "factor of the advantage from the ratings' spread"
     )
-    samples: int = option(4, "answers per prompt", heading="Sampling", at_least=1)
-    batch_size: int = option(64, "answers per step", at_least=1)
-    max_new_tokens: int = option(64, "tokens of an answer, at most", at_least=1)
-    temperature: float = option(1.0, "of the sampling distribution", above=0)
+    samples: int = option(4, "answers per prompt", heading="Sampling", at_least=1, at_most=10**6)
+    batch_size: int = option(64, "answers per step: prompts x --samples", at_least=1, at_most=10**6)
+    max_new_tokens: int = option(64, "tokens of an answer, at most", at_least=1, at_most=10**6)
+    temperature: float = option(1.0, "of the sampling distribution", at_least=0.01)
     steps: int = option(100, "rollouts", heading="Optimisation", at_least=1)
-    lr: float = option(5e-4, "learning rate", "--learning-rate", above=0)
-    warm_up: int = option(5, "steps with a rising learning rate")
-    max_grad_norm: float = option(1.0, "gradients with a larger norm are scaled down to it")
-    micro_batch: int = option(16, "prompts per forward and backward pass, at most", at_least=1)
+    lr: float = option(5e-4, "learning rate", "--learning-rate", above=0, at_most=1)
+    warm_up: float = option(5, "steps of rising learning rate (below 1: a share)", at_least=0)
+    max_grad_norm: float = option(1.0, "larger gradients are scaled down to this norm", above=0)
+    micro_batch: int = option(16, "prompts per backward pass, each with all answers", at_least=1)
     gradient_checkpointing: bool = option(False, "less memory, about a third more time")
     dtype: Literal["auto", "float32", "bfloat16"] = option("float32", "what the models compute in")
     out: str = option("runs/policy", "folder of the run", heading="Run")
-    seed: int = option(0, "of prompts' order and sampling")
+    seed: int = option(0, "of prompts' order and sampling", at_least=0)
     eval_prompts: int = option(256, "held-out prompts at most", at_least=1)
-    eval_every: int = option(0, "steps between held-out evaluations (0: before and after only)")
-    ruler_prompts: int = option(256, "prompts that set the unit of reward", at_least=2)
+    eval_every: int = option(0, "steps between evaluations (0: before, after only)", at_least=0)
+    ruler_prompts: int = option(256, "prompts that set the reward scale, at most", at_least=2)
     save_every: int = option(50, "steps between checkpoints", at_least=1)
     track: Literal["none", "tensorboard", "wandb"] = option("none", "live tracking besides files")
     resume: bool = option(False, "go on with the interrupted run in --out")
@@ -98,21 +100,22 @@ def check(config: Config) -> None:
     run_folder.check_training(config, may_be_unfinished=REWARD_MODEL)
 
 
-def initial_state(config: Config, policy, checkpoint: dict) -> tuple:
+def initial_state(config: Config, policy, state: dict) -> tuple:
     """Optimiser, random generator and baseline; restored, like the policy, from a checkpoint."""
+    start = evaluation.mean_total_reward(config, state["before"], state["reward_scale"])
     optimiser = MasterAdamW(policy)
     generator = torch.Generator(policy.device).manual_seed(config.seed)
-    baseline = {  # 0 is the reference model's mean reward after standardising
-        "moving-average": baselines.MovingAverage(start=0.0),
-        "ema": baselines.ExponentialAverage(value=0.0, decay=config.ema_decay),
+    baseline = {
+        "moving-average": baselines.MovingAverage(start),
+        "ema": baselines.ExponentialAverage(start, config.ema_decay),
         "leave-one-out": baselines.LeaveOneOut(),
-        "none": baselines.NoBaseline(),
+        "none": baselines.Baseline(),
     }[config.baseline]
-    if "policy" in checkpoint:
-        policy.load_state_dict(checkpoint.pop("policy"))
-        optimiser.load_state_dict(checkpoint.pop("optimiser"))
-        generator.set_state(checkpoint.pop("generator"))
-        baseline = replace(baseline, **checkpoint.pop("baseline"))
+    if "policy" in state:
+        policy.load_state_dict(state.pop("policy"))
+        optimiser.load_state_dict(state.pop("optimiser"))
+        generator.set_state(state.pop("generator"))
+        baseline = replace(baseline, **state.pop("baseline"))
     return optimiser, generator, baseline
 
 
@@ -120,88 +123,89 @@ def choose_loss(config: Config):
     """The loss of a micro-batch: (log_probs, old_log_probs, advantages, count) → scalar."""
     if config.objective == "ppo-clip":
         return partial(policy_losses.ppo_clip, clip=config.clip)
-    return lambda log_probs, old_log_probs, advantages, count: policy_losses.reinforce(
-        log_probs, advantages, count
-    )
+    return lambda log_probs, _, advantages, n: policy_losses.reinforce(log_probs, advantages, n)
 
 
 def train(config: Config, policy, reference, scorer, prompts, sampling, evaluate, log, state):
     """Train the policy in place, from step state["step"] on.
 
-    sampling: settings of `sample`; evaluate(policy): held-out metrics; state: a checkpoint, or of a
-    new run what all its checkpoints hold (reward scale, metrics and answers before training).
+    sampling: settings of `sample`; evaluate(policy): held-out metrics; state: a checkpoint, or only
+    step, reward_scale, before, samples (metrics and answers before training) of a new run.
     """
-    K, T, M = config.samples, config.temperature, config.micro_batch
-    P = config.batch_size // K
-    loss, gold, first = choose_loss(config), evaluation.gold_of(config.data), state["step"]
+    K, P = config.samples, config.batch_size // config.samples
+    temperature, max_rows = config.temperature, config.micro_batch
+    loss, gold, first = choose_loss(config), evaluation.gold_of(config), state["step"]
     optimiser, generator, baseline = initial_state(config, policy, state)
     sampling = {**sampling, "generator": generator}
     for step in (bar := tqdm(range(first, config.steps), "policy", config.steps, initial=first)):
         clock = Clock()
         batch = [prompts[i] for i in batch_indices(len(prompts), P, step, config.seed)]
         ids, texts = [prompt.ids for prompt in batch], [prompt.prompt for prompt in batch]
+        log.under_way |= {"place": f"step {step + 1}", "prompts": texts}  # for error messages
 
         # Sample K answers to each of P prompts, without gradient, and score them.
         rollout = sample(policy, ids, K, **sampling)  # answers [P][K]
-        against = sample(reference, ids, 1, **sampling) if scorer.needs_reference else None
+        ref_rollout = sample(reference, ids, 1, **sampling) if scorer.needs_reference else None
         clock("sample")
-        scores_PK, weights_PK = scorer.score(rollout, texts, against)
-        rewards_PK = standardise(scores_PK, **state["reward_scale"])
+        scores_PK, weights_PK = scorer.score(rollout, texts, ref_rollout)  # weights: --weight
+        rewards_PK = standardise(scores_PK, **state["reward_scale"])  # mean, std
         rewards_PK = penalise_missing_end(rewards_PK, rollout.finished, config.missing_end_penalty)
         clock("score")
-        ref_PK = rollout_log_probs(reference, rollout, T, M)  # log π_ref(y|x)
+        ref_PK = rollout_log_probs(reference, rollout, temperature, max_rows)  # log π_ref
         clock("reference")
 
-        # Update.  old_PK: log π(y|x) at sampling; KL rewards and advantages stay as they are then.
-        log_probs_PK, old_PK, kl_rewards_PK, advantages_PK = (ref_PK.clone() for _ in range(4))
+        # The first update's forward pass also gives old_PK, total rewards and advantages: a micro-
+        # batch holds all K answers to its prompts p (a list of indices), so it needs no other.
+        log_probs_PK, old_PK, total_rewards_PK, advantages_PK = ref_PK.new_empty(4, P, K)
+        lr = config.lr * warm_up(step, config.warm_up, config.steps)
         for update in range(config.updates):
-            for p, tree in tree_batches(policy, rollout.prompts, rollout.answers, M):
-                log_probs_pK = answer_log_probs(policy, tree, T).view(-1, K)  # with gradient
+            for p, tree in tree_batches(policy, rollout.prompts, rollout.answers, max_rows):
+                log_probs_pK = answer_log_probs(policy, tree, temperature).view(-1, K)  # gradient
                 log_probs_PK[p] = log_probs_pK.detach()
                 if update == 0:
                     old_PK[p] = log_probs_PK[p]
-                    kl_rewards_PK[p] = with_kl(rewards_PK[p], old_PK[p], ref_PK[p], config.kl)
-                    advantages_PK[p] = baseline.advantages(kl_rewards_PK[p]) * weights_PK[p]
+                    total_rewards_PK[p] = with_kl(rewards_PK[p], old_PK[p], ref_PK[p], config.kl)
+                    advantages_PK[p] = baseline.advantages(total_rewards_PK[p]) * weights_PK[p]
                 loss(log_probs_pK, old_PK[p], advantages_PK[p], P * K).backward()
-            gap = alignment_gap(rollout, old_PK)
-            if step == first:
-                check_alignment(gap, policy.dtype)  # before any weight changes
-            lr = config.lr * warm_up(step, config.warm_up)
-            grad_norm = optimiser.step(lr, config.max_grad_norm)
+            check_finite("the policy's log-prob", log_probs_PK)
+            if step == first and update == 0:  # before any weight changes
+                check_alignment(alignment_gap(rollout, old_PK), policy.dtype)
+            grad_norm = optimiser.step(lr, config.max_grad_norm)  # clips, steps, zeroes gradients
         clock("policy")
 
-        metrics = step_metrics(rollout, scores_PK, kl_rewards_PK, advantages_PK, old_PK, ref_PK)
-        metrics |= {"alignment/gap": gap, "grad/norm": grad_norm, "learning_rate": lr}
-        metrics |= {"baseline/value": baseline.value, **clock.seconds}
+        metrics = step_metrics(rollout, scores_PK, total_rewards_PK, advantages_PK, old_PK, ref_PK)
+        metrics |= {"grad/norm": grad_norm, "learning_rate": lr, "baseline/value": baseline.value}
+        metrics |= {"alignment/gap": alignment_gap(rollout, old_PK), **clock.seconds}
         metrics["clip/fraction"] = policy_losses.clip_fraction(log_probs_PK, old_PK, config.clip)
-        metrics["batch/padding"] = padding_share(policy, rollout.prompts, rollout.answers, M)
+        metrics["batch/padding"] = padding_share(policy, rollout.prompts, rollout.answers, max_rows)
         metrics |= evaluation.gold_metric(gold, batch, rollout, scorer)
-        baseline = baseline.updated(kl_rewards_PK)
+        baseline = baseline.updated(total_rewards_PK)  # after its use: b must not contain this R
         if config.eval_every and (step + 1) % config.eval_every == 0:
             metrics |= {f"held_out/{k}": v for k, v in evaluate(policy)[0].items()}
         log.log(step + 1, metrics, bar)
         if log.checkpoint_due(step + 1):
-            weights = {"policy": policy.state_dict(), "optimiser": optimiser.state_dict()}
+            models = {"policy": policy.state_dict(), "optimiser": optimiser.state_dict()}
             others = {"generator": generator.get_state(), "baseline": asdict(baseline)}
-            log.checkpoint(step + 1, state | weights | others)
+            log.checkpoint(step + 1, state | models | others)
 
 
+@folder_files.exclusive
 def main(config: Config) -> dict:
     """Train, evaluate before and after, save; returns the summary."""
     check(config)
-    prompts = read_prompts(config.data)
-    prompts, held_out, _ = hold_out(prompts, read_prompts, config, 0.1, config.eval_prompts)
+    if summary := run_folder.write_missing_report(config):
+        return summary
+    prompts, held_out, metadata = split_prompts(config)
     check_batch_size(config.batch_size, config.samples, len(prompts))
     build_missing(config)
     dtype, tokenizer = choose_dtype(config.dtype), loading.load_tokenizer(config.model)
     policy = loading.load_causal_lm(config.model, dtype)
-    reference = loading.load_causal_lm(config.reference or config.model, dtype)
+    reference = loading.load_reference(config.reference or config.model, policy, tokenizer)
     reward_settings = config.reading, config.entropic_b, config.weight
     scorer = RewardScorer(config.reward_model, dtype, tokenizer, *reward_settings)
     if config.gradient_checkpointing:
         loading.checkpoint_activations(policy)
     room = min(map(context_length, (policy, scorer.model))) - config.max_new_tokens
-    metadata = {"fingerprint": fingerprint(prompts)}
     prompts, metadata["prompts/cut"] = encode_prompts(tokenizer, prompts, room)
     held_out, _ = encode_prompts(tokenizer, held_out, room)
     metadata |= {"prompts/train": len(prompts), "prompts/held_out": len(held_out)}
@@ -209,16 +213,16 @@ def main(config: Config) -> dict:
     sampling["end_ids"] = end_token_ids(policy, tokenizer)
     evaluate = partial(
         evaluation.evaluate_policy, reference=reference, scorer=scorer, prompts=held_out,
-        sampling=sampling, gold=evaluation.gold_of(config.data),
+        sampling=sampling, gold=evaluation.gold_of(config),
     )  # fmt: skip
-    state = run_folder.load_checkpoint(config.out) if config.resume else None
+    state = checkpoints.load_checkpoint(config.out) if config.resume else None
     if not state:
         before, answers = evaluate(policy)
-        first = prompts[: config.ruler_prompts]
-        scale = evaluation.reference_scale(reference, scorer, first, sampling, config.seed)
+        some = draw_items(prompts, config.ruler_prompts, config.data)
+        scale = evaluation.reference_scale(reference, scorer, some, sampling, config.seed)
         state = {"step": 0, "reward_scale": scale, "before": before, "samples": answers}
     metadata["reward_scale"] = state["reward_scale"]
-    log = run_folder.RunLog("train_policy.py", config, metadata, state["step"])
+    log = run_folder.RunLog("train_policy.py", config, metadata, state)
     with log.stop_between_steps():
         train(config, policy, reference, scorer, prompts, sampling, evaluate, log, state)
     loading.save_model(policy, tokenizer, config.out)

@@ -9,10 +9,11 @@ Axes in comments: N pairs of a step, n pairs of a micro-batch.
 Left out on purpose: learning-rate searches, several GPUs, quantised weights.
 """
 
+import rlhf_min.interrupts  # noqa: F401  first: Ctrl-C during the other imports
+
 import math
-import random
-from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -22,15 +23,17 @@ from tqdm import tqdm
 from rlhf_min import InputError
 from rlhf_min.command_line import check_ranges, flag_of, option, run
 from rlhf_min.data import preferences
+from rlhf_min.data.bad_rows import report_dropped
 from rlhf_min.data.order import batch_indices
 from rlhf_min.hardware.device import Clock, choose_dtype
+from rlhf_min.hardware.finite import check_finite
 from rlhf_min.hardware.optimiser import MasterAdamW, warm_up_and_down
 from rlhf_min.maths import preference_losses, ratings
 from rlhf_min.models import loading
 from rlhf_min.models.batches import padding_share, tree_batches
 from rlhf_min.models.layout import context_length
 from rlhf_min.models.reward_model import branch_outputs, new_reward_model, separate_pad, wins
-from rlhf_min.reporting import evaluation, report, run_folder
+from rlhf_min.reporting import checkpoints, evaluation, folder_files, report, run_folder
 from rlhf_min.zoo import start_model
 
 TIES = {"half": 0.5, "strict": 0.0}
@@ -44,38 +47,37 @@ class Config:
         ["zoo"], "pairs: zoo, files, or hub ids (id:split); concatenated", heading="Inputs"
     )
     eval_data: list[str] = option([], "held-out pairs (nothing: the zoo's, or a split by prompt)")
-    eval_fraction: float = option(0.1, "share of prompts held out where --data has no own split")
+    eval_fraction: float = option(0.1, "share of prompts held out (no own split)", above=0, below=1)
     eval_limit: int = option(1000, "held-out pairs at most", at_least=1)
-    limit: int = option(0, "pairs drawn from each SPEC of --data, at most (0: all)")
+    limit: int = option(0, "pairs drawn from each SPEC of --data, at most (0: all)", at_least=0)
+    skip_bad_rows: bool = option(False, "drop and count rows that cannot be used")
     rating_range: list[float] = option([1.0, 10.0], "lowest and highest rating of the data's scale")
     max_length: int = option(1024, "tokens of prompt and answer, at most", at_least=2)
     model: str = option("runs/zoo-base", "language model to start from: folder or hub id")
     head: Literal["scalar", "ratings"] = option(
         "scalar", "one number, or ratings 1..10", heading="Objective"
     )
-    margin: float = option(0.0, "scalar head: reward units per rating point of difference")
-    centring: float = option(0.01, "scalar head: weight of mean((r_w + r_l)^2)")
+    margin: float = option(0.0, "scalar head: reward units per rating point", at_least=0)
+    centring: float = option(0.01, "scalar head: weight of mean((r_w + r_l)^2)", at_least=0)
     tie: Literal["half", "strict"] = option("half", "ratings head: what an equal rating counts")
-    soft_labels: float = option(0.0, "ratings head: weight of cross-entropy to the data's ratings")
-    label_width: float = option(1.0, "standard deviation of a soft label, in ratings", above=0)
-    earth_mover: float = option(0.0, "ratings head: weight of the squared earth mover's distance")
+    soft_labels: float = option(0.0, "ratings head: weight of cross-entropy to ratings", at_least=0)
+    label_width: float = option(1.0, "std of a soft label, in ratings", at_least=0.01)
+    earth_mover: float = option(0.0, "ratings head: weight of squared earth mover", at_least=0)
     answer_entropy: float = option(0.0, "ratings head: > 0 rewards wide distributions, < 0 narrow")
-    marginal_entropy: float = option(
-        0.0, "ratings head: > 0 rewards use of the whole scale (by micro-batch)"
-    )
-    roughness: float = option(0.0, "ratings head: weight of squared second differences of logits")
+    marginal_entropy: float = option(0.0, "ratings head: rewards use of all ratings", at_least=0)
+    roughness: float = option(0.0, "ratings head: weight of squared 2nd differences", at_least=0)
     epochs: float = option(1.0, "passes over the pairs", heading="Optimisation", above=0)
     max_steps: int = option(-1, "optimiser steps (-1: by --epochs)", at_least=-1)
     batch_size: int = option(32, "pairs per optimiser step", at_least=1)
     micro_batch: int = option(16, "pairs per forward and backward pass, at most", at_least=1)
-    lr: float = option(1e-3, "peak learning rate", "--learning-rate", above=0)
-    warm_up: float = option(0.05, "share of the steps with a rising learning rate")
-    weight_decay: float = option(0.01, "AdamW weight decay")
-    max_grad_norm: float = option(1.0, "gradients with a larger norm are scaled down to it")
+    lr: float = option(1e-3, "peak learning rate", "--learning-rate", above=0, at_most=1)
+    warm_up: float = option(0.05, "steps of rising learning rate (below 1: a share)", at_least=0)
+    weight_decay: float = option(0.01, "AdamW weight decay", at_least=0, at_most=1)
+    max_grad_norm: float = option(1.0, "larger gradients are scaled down to this norm", above=0)
     gradient_checkpointing: bool = option(False, "less memory, about a third more time")
     dtype: Literal["auto", "float32", "bfloat16"] = option("float32", "what the model computes in")
     out: str = option("runs/rm", "folder of the run", heading="Run")
-    seed: int = option(0, "of the order of the pairs")
+    seed: int = option(0, "of the order of the pairs", at_least=0)
     eval_every: int = option(100, "steps between evaluations", at_least=1)
     save_every: int = option(200, "steps between checkpoints", at_least=1)
     track: Literal["none", "tensorboard", "wandb"] = option("none", "live tracking besides files")
@@ -97,32 +99,25 @@ def check(config: Config) -> None:
     run_folder.check_training(config)
 
 
-def read_pairs(config: Config) -> tuple[list, list, dict]:
-    """Training pairs, held-out pairs, and how many were dropped, by reason."""
+def read_pairs(config: Config) -> tuple[list, list, dict, dict]:
+    """Training pairs, held-out pairs, and counts by reason of those dropped from each."""
     scale = tuple(config.rating_range)
-    pairs, dropped = [], Counter()
-    for spec in config.data:
-        read, counts = preferences.read_pairs([spec], scale)
-        if config.limit:
-            read = random.Random(config.seed).sample(read, min(config.limit, len(read)))
-        pairs += read
-        dropped.update(counts)
-    train, held_out, counts = preferences.hold_out(
-        pairs, lambda specs: preferences.read_pairs(specs, scale)[0], config,
-        config.eval_fraction, config.eval_limit,
-    )  # fmt: skip
-    dropped.update(counts)
+    read = partial(preferences.read_pairs, rating_range=scale, skip_bad_rows=config.skip_bad_rows)
+    pairs, dropped = read(config.data, limit=config.limit, seed=config.seed)
+    train, held_out, others, dropped_held_out = preferences.hold_out(
+        pairs, read, config, config.eval_fraction, config.eval_limit
+    )
     needs_ratings = config.margin or config.soft_labels or config.earth_mover
     if needs_ratings and any(pair.chosen_rating is None for pair in train):
         raise InputError(
             "--margin, --soft-labels and --earth-mover need chosen_rating and rejected_rating in "
             "every row of --data: add them or leave these settings at 0"
         )
-    return train, held_out, dropped
+    return train, held_out, dropped | others, dropped_held_out
 
 
 def loss_of(config: Config, chosen, rejected, chosen_rating, rejected_rating) -> Tensor:
-    """The training loss: head outputs [n, 1 or 10] ×2, ratings [n] ×2 (NaN if unknown) → scalar."""
+    """The loss: head outputs, both [n, 1 or 10]; ratings, both [n] (NaN if unknown) → scalar."""
     if config.head == "scalar":
         r_w, r_l, margin = chosen[:, 0], rejected[:, 0], 0.0
         if config.margin:
@@ -157,16 +152,20 @@ def train(config: Config, model, pairs, held_out, steps: int, log, checkpoint: d
         order = batch_indices(len(pairs), config.batch_size, step, config.seed, partial=True)
         batch = [pairs[i] for i in order]  # N pairs
         prompts, answers = [pair.prompt for pair in batch], [pair.answers for pair in batch]
+        texts = [pair.pair.prompt for pair in batch]
+        log.under_way |= {"place": f"step {step + 1}", "prompts": texts}  # for error messages
         loss_sum = wins_sum = 0.0
         for n, tree in tree_batches(model, prompts, answers, config.micro_batch):
             outputs = branch_outputs(model, tree).view(len(n), 2, -1)  # [n, 2, labels], gradient
+            check_finite("the reward model's output", outputs, rows=n)
             chosen, rejected = outputs.unbind(1)  # [n, labels] each
             data_ratings = torch.tensor([batch[i].ratings for i in n], device=outputs.device)
             loss = loss_of(config, chosen, rejected, *data_ratings.unbind(1))  # mean over n
+            check_finite("the loss", loss)
             (loss * len(n) / len(batch)).backward()
             loss_sum += loss.item() * len(n) / len(batch)
             wins_sum += wins(chosen.detach(), rejected.detach()).sum().item()
-        lr = config.lr * warm_up_and_down(step, round(config.warm_up * steps), steps)
+        lr = config.lr * warm_up_and_down(step, config.warm_up, steps)
         grad_norm = optimiser.step(lr, config.max_grad_norm)
         clock("step")
 
@@ -185,41 +184,43 @@ def train(config: Config, model, pairs, held_out, steps: int, log, checkpoint: d
     return evaluated or evaluation.evaluate_reward_model(model, held_out, tie)
 
 
+@folder_files.exclusive
 def main(config: Config) -> dict:
     """Train, evaluate, save; returns the summary."""
     check(config)
-    pairs, held_out, dropped = read_pairs(config)
+    if summary := run_folder.write_missing_report(config):
+        return summary
+    pairs, held_out, dropped, dropped_held_out = read_pairs(config)
     start_model.build_if_missing(config.model)
-    tokenizer = loading.load_tokenizer(config.model)
     model = new_reward_model(config.model, config.head, choose_dtype(config.dtype))
+    tokenizer = loading.load_tokenizer(config.model)
     separate_pad(model, tokenizer)
     if config.gradient_checkpointing:
         loading.checkpoint_activations(model)
     max_length = min(config.max_length, context_length(model))
-    pairs, too_long = preferences.encode_pairs(tokenizer, pairs, max_length, "--data")
-    held_out, dropped_held_out = preferences.encode_pairs(
-        tokenizer, held_out, max_length, "held-out data"
+    limit = "--max-length" if max_length == config.max_length else "the model's context"
+    pairs, others = preferences.encode_pairs(tokenizer, pairs, max_length, "--data", limit)
+    held_out, others_held_out = preferences.encode_pairs(
+        tokenizer, held_out, max_length, "held-out data", limit
     )
-    dropped = {**dropped, **too_long}
-    for reason, count in dropped.items():
-        if count:
-            print(f"{count} pairs dropped or noted: {reason}")
-    metadata = {"pairs/train": len(pairs), "pairs/held_out": len(held_out), "dropped": dropped}
-    metadata["fingerprint"] = preferences.fingerprint(
-        [[pair.prompt, *pair.answers] for pair in pairs]
-    )
+    dropped, dropped_held_out = dropped | others, dropped_held_out | others_held_out
+    report_dropped(dropped, len(pairs), "training pairs")
+    report_dropped(dropped_held_out, len(held_out), "held-out pairs")
+    metadata = {"pairs/train": len(pairs), "pairs/held_out": len(held_out)}
+    metadata |= {"dropped": dropped, "dropped/held_out": dropped_held_out}
+    encoded = [[pair.prompt, *pair.answers] for pair in pairs]
+    metadata["fingerprint"] = preferences.fingerprint(encoded)
 
     torch.manual_seed(config.seed)
     steps = config.max_steps
     if steps < 0:
         steps = math.ceil(config.epochs * math.ceil(len(pairs) / config.batch_size))
-    checkpoint = (config.resume and run_folder.load_checkpoint(config.out)) or {"step": 0}
-    log = run_folder.RunLog("train_rm.py", config, metadata, checkpoint["step"])
+    checkpoint = (config.resume and checkpoints.load_checkpoint(config.out)) or {"step": 0}
+    log = run_folder.RunLog("train_rm.py", config, metadata, checkpoint)
     with log.stop_between_steps():
         metrics, outputs = train(config, model, pairs, held_out, steps, log, checkpoint)
     loading.save_model(model, tokenizer, config.out)
     summary = {"head": config.head, **metrics, **metadata, "steps": steps}
-    summary["dropped/held_out"] = dropped_held_out
     log.write_rows("held_out_scores.jsonl", evaluation.scored_rows(held_out, outputs))
     log.finish(summary)
     report.write_report(log.out)

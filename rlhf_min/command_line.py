@@ -2,7 +2,7 @@
 
 Every field of a settings dataclass is a flag: `max_new_tokens` is `--max-new-tokens` (underscores
 work too), a bool is a switch, a `Literal` lists the choices, a list takes several values.
-Exit codes: 0 done, 2 a setting or an input is wrong, 130 interrupted.
+Exit codes: 0 done, 2 a setting or an input is wrong, 130 interrupted by Ctrl-C or SIGTERM.
 """
 
 import argparse
@@ -11,15 +11,18 @@ import difflib
 import math
 import operator
 import os
+import signal
 import sys
 import typing
 from collections.abc import Callable
 from contextlib import suppress
 
-from rlhf_min import InputError
+from rlhf_min import InputError, interrupts
+from rlhf_min.data.visible import visible
 
 BOUNDS = {"at_least": operator.ge, "above": operator.gt}
 BOUNDS |= {"at_most": operator.le, "below": operator.lt}
+LARGEST = 10**9  # limit of every number, up and down, that declares no other: more overflows
 KINDS = {int: "a whole number", float: "a finite number", str: "text"}
 
 
@@ -42,13 +45,24 @@ def flag_of(name: str) -> str:
 
 
 def check_ranges(config) -> None:
-    """Raise InputError for the first setting outside the bounds declared beside its field."""
+    """Raise InputError for the first number outside the bounds declared beside its field.
+
+    Numbers with no bound of their own lie between -LARGEST and LARGEST; NaN is refused everywhere.
+    """
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        for bound, limit in field.metadata.get("bounds", {}).items():
-            if value is not None and not BOUNDS[bound](value, limit):  # NaN is outside all bounds
-                wanted = f"{bound.replace('_', ' ')} {limit}"
-                raise InputError(f"{flag_of(field.name)} must be {wanted}, got {value}")
+        value, bounds = getattr(config, field.name), field.metadata.get("bounds", {})
+        bounds = {"at_least": -LARGEST, "at_most": LARGEST} | bounds
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, bool) or not isinstance(number, (int, float)):
+                continue
+            flag = flag_of(field.name)
+            if not math.isfinite(number):
+                raise InputError(f"{flag} must be a finite number, got {number}")
+            for bound, limit in bounds.items():
+                if not BOUNDS[bound](number, limit):
+                    raise InputError(
+                        f"{flag} must be {bound.replace('_', ' ')} {limit}, got {number}"
+                    )
 
 
 def run(main: Callable, config_class: type, argv: list[str] | None = None) -> int:
@@ -58,6 +72,7 @@ def run(main: Callable, config_class: type, argv: list[str] | None = None) -> in
     error is a bug and keeps its traceback.
     """
     try:
+        interrupts.install(signal.default_int_handler)  # it raises KeyboardInterrupt
         main(parse(config_class, argv))
         sys.stdout.flush()
         return 0
@@ -72,7 +87,7 @@ def run(main: Callable, config_class: type, argv: list[str] | None = None) -> in
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         message, code = f"error: {reason}: check the path, its rights and the disk", 2
-    print(" ".join(message.splitlines()), file=sys.stderr)
+    print(visible(" ".join(message.splitlines())), file=sys.stderr)
     raise SystemExit(code)
 
 

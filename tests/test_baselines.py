@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from rlhf_min.maths import baselines
-from rlhf_min.maths.baselines import ExponentialAverage, MovingAverage, NoBaseline
+from rlhf_min.maths.baselines import Baseline, ExponentialAverage, MovingAverage
 from rlhf_min.maths.policy_losses import reinforce
 
 THETA = torch.tensor([0.3, -0.8, 0.5], dtype=torch.float64)  # logits of a 3-token policy
@@ -50,7 +50,7 @@ def test_leave_one_out_has_the_exact_gradient_in_expectation(samples):
         MovingAverage(start=3.0).updated(EARLIER),
         ExponentialAverage(value=3.0),
         ExponentialAverage(value=3.0, decay=0.8).updated(EARLIER),
-        NoBaseline(),
+        Baseline(),
     ],
     ids=["moving-start", "moving", "exponential-start", "exponential", "none"],
 )
@@ -75,7 +75,7 @@ def test_baselines_lower_the_variance_of_the_gradient():
             total += log_probs.sum().exp().item() * gradient.square().sum().item()
         return total
 
-    none = second_moment(running(NoBaseline()))
+    none = second_moment(running(Baseline()))
     assert second_moment(baselines.leave_one_out) < none / 2
     assert second_moment(running(MovingAverage(start=3.0).updated(EARLIER))) < none / 2
 
@@ -136,7 +136,7 @@ def test_exponential_average_equals_a_loop():
     assert_close(baseline.value, expected)
 
 
-@pytest.mark.parametrize("kind", [MovingAverage(start=5.0), ExponentialAverage(5.0), NoBaseline()])
+@pytest.mark.parametrize("kind", [MovingAverage(start=5.0), ExponentialAverage(5.0), Baseline()])
 def test_trap_8_a_reward_in_the_batch_does_not_move_its_neighbours_advantages(kind):
     """trap 8: the baseline includes its own batch."""
     for baseline in (kind, kind.updated(EARLIER)):
@@ -177,7 +177,7 @@ def test_a_running_average_is_a_plain_number_in_double_precision():
 
 
 def test_no_baseline_is_zero_for_ever():
-    baseline = NoBaseline().updated(EARLIER)
+    baseline = Baseline().updated(EARLIER)
     assert baseline.value == 0 and baseline.advantages(EARLIER).equal(EARLIER)
 
 

@@ -210,6 +210,13 @@ def test_input_error_of_main_is_a_sentence(capsys):
     assert sentence(capsys, main) == "error: data.jsonl row 3 is empty: remove it\n"
 
 
+def test_control_characters_of_a_data_file_do_not_reach_the_terminal(capsys):
+    def main(config):
+        raise InputError("row 3 has the role \x1b]0;owned\x07\u202e: remove it")
+
+    assert "role <U+001B>]0;owned<U+0007><U+202E>: remove" in sentence(capsys, main)
+
+
 def test_only_an_input_error_is_a_sentence_any_other_is_a_bug_and_keeps_its_traceback():
     def ours(config):
         raise ValueError("batch not divisible")
@@ -340,7 +347,7 @@ class Bounded:
         ({"count": 0}, "--count must be at least 1, got 0"),
         ({"share": 1.0}, "--share must be below 1, got 1.0"),
         ({"share": -0.1}, "--share must be at least 0, got -0.1"),
-        ({"share": float("nan")}, "--share must be at least 0, got nan"),
+        ({"share": float("nan")}, "--share must be a finite number, got nan"),
         ({"rate": 0.0}, "--rate must be above 0, got 0.0"),
         ({"most": 10}, "--most must be at most 9, got 10"),
     ],

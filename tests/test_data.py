@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 import random
@@ -16,6 +17,7 @@ from rlhf_min import InputError
 from rlhf_min.data.preferences import (
     Pair,
     as_messages,
+    draw_items,
     fingerprint,
     hold_out,
     prompt_text,
@@ -103,7 +105,7 @@ def test_parquet(tmp_path):
     path = tmp_path / "d.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
     assert read_pairs([str(path)])[0] == PAIRS
-    assert read_rows(str(path)) == ROWS
+    assert [row.columns for row in read_rows(str(path))] == ROWS
 
 
 @pytest.mark.parametrize("name", ["d.jsonl", "d.csv", "d.json"])
@@ -124,7 +126,7 @@ def test_several_specs_are_concatenated_in_order(write):
 def test_extra_columns_are_ignored(write):
     path = write([{"id": 1, "source": None, **row} for row in ROWS])
     assert read_pairs([path])[0] == PAIRS
-    assert "id" in read_rows(path)[0]
+    assert "id" in read_rows(path)[0].columns
 
 
 def test_importing_preferences_imports_no_large_package():
@@ -170,7 +172,7 @@ def test_hub_layout_with_a_split(hub_folder):
         Pair(f"question {i}", "good", "bad", 10.0, 1 + 9 * (i / 2) / 4) for i in range(5)
     ]
     assert counts == NONE_DROPPED
-    assert read_prompts([f"{hub_folder}:average_rating_split"]) == [
+    assert read_prompts([f"{hub_folder}:average_rating_split"])[0] == [
         f"question {i}" for i in range(5)
     ]
 
@@ -337,7 +339,7 @@ def test_a_bad_row_is_one_sentence_with_file_and_row(write, row, message):
 def test_a_bad_row_in_csv_counts_rows_not_lines(write):
     rows = [ROWS[0], {"prompt": "p", "chosen": "", "rejected": "b"}]
     assert "\n" in ROWS[0]["rejected"]
-    with pytest.raises(InputError, match=r"d\.csv row 2: chosen is empty"):
+    with pytest.raises(InputError, match=r"d\.csv row 2 \(line 4\): chosen is empty"):
         read_pairs([write(as_csv(rows), "d.csv")])
 
 
@@ -382,7 +384,7 @@ def test_implicit_prompt_in_messages(write):
     before = [user("p"), assistant("x"), user("q")]
     row = {"chosen": [*before, assistant("a")], "rejected": [*before, assistant("b")]}
     assert read_pairs([write([row])])[0] == [Pair(before, "a", "b")]
-    assert read_prompts([write([row])]) == [before]
+    assert read_prompts([write([row])])[0] == [before]
 
 
 @pytest.mark.parametrize(
@@ -493,7 +495,8 @@ def test_pairs_with_different_dialogues_are_dropped_and_counted(write):
         "rejected": [user("p"), assistant("y"), user("q"), assistant("b")],
     }
     assert read_pairs([write([row, ROW])])[1] == NONE_DROPPED | {"different_dialogues": 1}
-    assert read_prompts([write([row, ROW])]) == ["p"]
+    assert read_prompts([write([row, ROW])])[0] == ["p"]
+    assert read_prompts([write([row, ROW])])[1]["no_shared_prompt"] == 1
 
 
 def test_pairs_with_a_higher_rated_rejected_answer_are_kept_and_counted(write):
@@ -502,7 +505,7 @@ def test_pairs_with_a_higher_rated_rejected_answer_are_kept_and_counted(write):
         for i, (c, r) in enumerate([(5, 4), (4, 5), (5, 5), (1, 10)])
     ]
     pairs, counts = read_pairs([write(rows)])
-    assert len(pairs) == 4 and counts == NONE_DROPPED | {"rated_against": 2}
+    assert len(pairs) == 4 and counts == NONE_DROPPED | {"rated_against": 2, "equal_ratings": 1}
 
 
 def test_no_usable_pair_is_an_error(write):
@@ -524,7 +527,11 @@ def test_prompts_are_unique_in_order_and_the_prompt_column_comes_first(write):
         {"prompt": [user("a")]},
         {"chosen": "\n\nHuman: h\n\nAssistant: x", "rejected": "\n\nHuman: h\n\nAssistant: y"},
     ]
-    assert read_prompts([write(rows), write([{"prompt": "a"}, {"prompt": "z"}], "2.jsonl")]) == [
+    prompts, counts = read_prompts(
+        [write(rows), write([{"prompt": "a"}, {"prompt": "z"}], "2.jsonl")]
+    )
+    assert counts == {"prompt repeated (used once)": 4}
+    assert prompts == [
         "b",
         "a",
         [user("c"), assistant("x"), user("d")],
@@ -567,76 +574,84 @@ def random_pairs(rng, count, prompts):
     return [Pair(rng.choice(names), f"a{i}", f"b{i}") for i in range(count)]
 
 
-def held_out_by_hand(items, fraction, limit, seed):
-    """Oracle: the same rule as a loop over all prompts; hashes are summed byte by byte."""
-    import hashlib
-
-    def text(item):
-        prompt = item.prompt
-        return prompt if isinstance(prompt, str) else prompt[0]["content"]
+def held_out_by_hand(items, fraction):
+    """An independent form: the bytes of each hash, read as digits of a number in [0, 1)."""
 
     def number(prompt):
-        digest = hashlib.sha256(f"{seed} {prompt}".encode()).digest()
+        digest = hashlib.sha256(prompt.strip().encode()).digest()
         return sum(byte / 256 ** (i + 1) for i, byte in enumerate(digest))
 
-    held_out = []
+    text = lambda item: prompt_text(item.prompt if isinstance(item, Pair) else item)  # noqa: E731
     prompts = sorted({text(item) for item in items}, key=number)
-    for prompt in prompts[:-1]:
-        own = [item for item in items if text(item) == prompt]
-        fits = limit is None or len(held_out) + len(own) <= limit
-        if fits and (number(prompt) < fraction or not held_out):
-            held_out += own
-    return [item for item in items if item in held_out]
+    chosen = [p for p in prompts[:-1] if number(p) < fraction] or prompts[:1]
+    return [item for item in items if text(item) in chosen]
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_trap_15_a_prompt_is_never_in_both_lists(seed):
     rng = random.Random(seed)
     items = random_pairs(rng, rng.randrange(20, 200), rng.randrange(3, 60))
-    fraction, limit = rng.uniform(0.05, 0.95), rng.choice([None, rng.randrange(30, 100)])
-    train, held_out = split_by_prompt(items, fraction, limit, seed)
+    fraction = rng.uniform(0.05, 0.95)
+    train, held_out = split_by_prompt(items, fraction)
     assert not {prompt_text(p.prompt) for p in train} & {prompt_text(p.prompt) for p in held_out}
-    assert train and held_out and (limit is None or len(held_out) <= limit)
-    assert held_out == held_out_by_hand(items, fraction, limit, seed)
+    assert train and held_out
+    assert held_out == held_out_by_hand(items, fraction)
     assert sorted(train + held_out, key=items.index) == items  # each item once
     assert train == sorted(train, key=items.index)  # order kept
-    assert split_by_prompt(items, fraction, limit, seed) == (train, held_out)
+
+
+def test_trap_15_reward_model_and_policy_hold_out_the_same_prompts():
+    """Whatever their seeds and limits, and whether their data are pairs or prompts."""
+    rng = random.Random(0)
+    pairs = [Pair(f"p{rng.randrange(500)}", f"{i}", "x") for i in range(2000)]
+    trained_on, evaluated = hold_out(pairs, no_read, settings(["d"], [], 3), 0.1, 50)[:2]
+    prompts = sorted({pair.prompt for pair in pairs} | {f"new {i}" for i in range(500)})
+    policy_held_out = hold_out(prompts, no_read, settings(["d"], [], 8), 0.1, 40)[1]
+    assert len(evaluated) == 50 and len(policy_held_out) == 40
+    assert not {pair.prompt for pair in trained_on} & set(policy_held_out)
+
+
+def test_trap_15_white_space_around_a_prompt_does_not_make_it_another_one():
+    train, held_out = split_by_prompt(["a", "b"], 0.5)
+    again = split_by_prompt([f" {p}\n" for p in ("a", "b")], 0.5)
+    assert [[p.strip() for p in side] for side in again] == [train, held_out]
+    found = hold_out(["a ", "c"], lambda specs: (["a"], {}), settings(["d"], ["e"]), 0.1, 5)
+    assert found[0] == ["c"]
 
 
 def test_a_prompt_stays_on_its_side_when_pairs_are_removed():
     rng = random.Random(0)
     items = random_pairs(rng, 300, 100)
-    held_out = split_by_prompt(items, 0.3, None, 5)[1]
+    held_out = split_by_prompt(items, 0.3)[1]
     half = rng.sample(items, 150)
-    assert split_by_prompt(half, 0.3, None, 5)[1] == [item for item in half if item in held_out]
+    assert split_by_prompt(half, 0.3)[1] == [item for item in half if item in held_out]
 
 
-def test_the_split_has_about_its_fraction_and_depends_on_the_seed():
-    prompts = [f"p{i}" for i in range(4000)]
-    first, second = (split_by_prompt(prompts, 0.25, None, seed)[1] for seed in (0, 1))
-    assert 900 < len(first) < 1100  # 1000 ± 3.6 standard deviations
-    assert 180 < len(set(first) & set(second)) < 320  # 250 if independent
-    assert len(split_by_prompt(prompts, 0.25, 64, 0)[1]) == 64
+def test_the_split_has_about_its_fraction():
+    held_out = split_by_prompt([f"p{i}" for i in range(4000)], 0.25)[1]
+    assert 900 < len(held_out) < 1100  # 1000 ± 3.6 standard deviations
 
 
 def test_with_two_prompts_each_list_gets_one():
-    for seed in range(30):
-        for fraction in (0.01, 0.99):
-            train, held_out = split_by_prompt(["a", "b"], fraction, None, seed)
-            assert len(train) == len(held_out) == 1
+    for fraction in (0.01, 0.99):
+        train, held_out = split_by_prompt(["a", "b"], fraction)
+        assert len(train) == len(held_out) == 1
 
 
 def test_a_split_that_cannot_be_made():
     same = [Pair("p", f"{i}", "x") for i in range(5)]
     for items in (same, ["p", [user("p")]], []):
         with pytest.raises(InputError, match=r"same prompt.*--eval-data"):
-            split_by_prompt(items, 0.5, None, 0)
-    twice = [*same, *(Pair("q", f"{i}", "x") for i in range(5))]
-    with pytest.raises(InputError, match=r"at most 4 rows.*--eval-data"):
-        split_by_prompt(twice, 0.5, 4, 0)
-    for fraction in (0, 1, -0.1, float("nan")):
-        with pytest.raises(InputError, match="fraction"):
-            split_by_prompt(twice, fraction, None, 0)
+            split_by_prompt(items, 0.5)
+
+
+def test_several_files_are_drawn_from_alike_and_one_file_from_its_beginning():
+    items = [f"a{i}" for i in range(400)] + [f"b{i}" for i in range(400)]
+    assert draw_items(items, 100, ["one"]) == items[:100]
+    drawn = draw_items(items, 100, ["one", "two"])
+    assert len(set(drawn)) == 100 and 30 < sum(name[0] == "a" for name in drawn) < 70
+    assert drawn == draw_items(items, 100, ["one", "two"])
+    assert draw_items(items, 800, ["one", "two"]) == items
 
 
 # Held-out data
@@ -652,8 +667,9 @@ def no_read(specs):
 
 def test_hold_out_splits_by_prompt_when_no_held_out_data_exist():
     items = random_pairs(random.Random(1), 100, 30)
-    train, held_out = split_by_prompt(items, 0.3, 20, 7)
-    assert hold_out(items, no_read, settings(["d.jsonl"], [], 7), 0.3, 20) == (train, held_out, {})
+    train, held_out = split_by_prompt(items, 0.3)
+    found = hold_out(items, no_read, settings(["d.jsonl"], [], 7), 0.3, 5)
+    assert found == (train, held_out[:5], {}, {}) and len(held_out) > 5
     with pytest.raises(InputError, match=r"same prompt.*--eval-data"):
         hold_out(["p", "p"], no_read, settings(["d.jsonl"], []), 0.3, 20)
 
@@ -667,26 +683,25 @@ def test_hold_out_reads_held_out_data_and_drops_their_prompts_from_the_training_
 
     def read(specs):
         eval_data.append(specs)
-        return list(other)
+        return list(other), {"identical": 4}
 
-    dropped = {"prompt is held out": 2}
-    found = hold_out(items, read, settings(["d.jsonl"], ["e"]), 9, 2)
-    assert found == (items[1:3], other[:2], dropped)
     dropped = {"prompt is held out": 3}
+    found = hold_out(items, read, settings(["d.jsonl"], ["e"]), 9, 2)
+    assert found == (items[2:3], other[:2], dropped, {"identical": 4})
     found = hold_out(items, read, settings(["d", "zoo"], []), 9, 10)
-    assert found == (items[2:3], other, dropped)
+    assert found == (items[2:3], other, dropped, {"identical": 4})
     assert hold_out(items, read, settings(["zoo"], ["e", "f"]), 9, 10)[0] == items[2:3]
     assert eval_data == [["e"], ["zoo:held-out"], ["e", "f"]]
     prompts, config = ["a", [user("q")], "c"], settings(["d"], ["e"])
-    train, held_out, counts = hold_out(prompts, lambda specs: ["q"], config, 9, 5)
-    assert (train, held_out, counts) == (["a", "c"], ["q"], {"prompt is held out": 1})
-    train, held_out, counts = hold_out(prompts, lambda specs: ["r"], config, 9, 5)
-    assert (train, held_out, counts) == (prompts, ["r"], {"prompt is held out": 0})
+    found = hold_out(prompts, lambda specs: (["q"], {}), config, 9, 5)
+    assert found == (["a", "c"], ["q"], {"prompt is held out": 1}, {})
+    found = hold_out(prompts, lambda specs: (["r"], {}), config, 9, 5)
+    assert found == (prompts, ["r"], {"prompt is held out": 0}, {})
 
 
 def test_hold_out_of_every_prompt_is_an_error():
     with pytest.raises(InputError, match=r"every prompt is held out.*--eval-data"):
-        hold_out(["a", "b"], lambda specs: ["b", "c", "a"], settings(["d"], ["e"]), 0.1, 5)
+        hold_out(["a", "b"], lambda specs: (["b", "c", "a"], {}), settings(["d"], ["e"]), 0.1, 5)
 
 
 # Fingerprint
@@ -719,8 +734,8 @@ def test_the_zoo_is_a_spec():
 
     pairs, counts = read_pairs(["zoo"])
     assert len(pairs) + sum(counts.values()) - counts["rated_against"] == 20_000
-    assert set(read_prompts(["zoo"])) <= set(zoo.prompts("train"))
-    assert set(read_prompts(["zoo:held-out"])) <= set(zoo.prompts("held-out"))
+    assert set(read_prompts(["zoo"])[0]) <= set(zoo.prompts("train"))
+    assert set(read_prompts(["zoo:held-out"])[0]) <= set(zoo.prompts("held-out"))
     assert all(1 <= pair.rejected_rating <= 10 for pair in pairs)
     with pytest.raises(InputError):
         read_rows("zoo:nothing")
@@ -763,4 +778,4 @@ def test_ultrafeedback_read_fully_with_ratings(part, rows):
 def test_real_prompts(name):
     lines = (SHARED / "prompts" / name).read_text(encoding="utf-8").split("\n")
     expected = [json.loads(line)["prompt"] for line in lines if line]
-    assert read_prompts([str(SHARED / "prompts" / name)]) == list(dict.fromkeys(expected))
+    assert read_prompts([str(SHARED / "prompts" / name)])[0] == list(dict.fromkeys(expected))

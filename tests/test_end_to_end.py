@@ -45,7 +45,7 @@ POLICY = {
     "policy_losses.reinforce": {},
     "policy_losses.ppo_clip": {"objective": "ppo-clip"},
     "policy_losses.clip_fraction": {},
-    "baselines.NoBaseline.advantages": {},
+    "baselines.Baseline.advantages": {},
     "baselines.leave_one_out": {"baseline": "leave-one-out"},
     "baselines.MovingAverage.updated": {},
     "baselines.ExponentialAverage.updated": {"baseline": "ema"},

@@ -1,6 +1,7 @@
-"""The numbers of short runs of all three scripts, as the first version of this project wrote them.
+"""The numbers of short runs of all three scripts, as an earlier commit wrote them.
 
-A change of form must not change a number.  golden.json was written by commit 9fde692:
+A change of form must not change a number.  golden.json was first written by commit 9fde692, before
+the code was put into folders, and again where a mistake was corrected (docs/LOG.md says when):
 
     python tests/test_golden.py > tests/golden.json        # rewrite it only if a number must change
 
@@ -76,9 +77,9 @@ def numbers_of_all_runs(folder: Path) -> dict:
 
 
 def assert_equal(ours, golden, where: str) -> None:
-    """Equal keys and lengths, and numbers that differ by rounding only."""
+    """All keys (newer metrics may be added), equal lengths, numbers that differ by rounding."""
     if isinstance(golden, dict):
-        assert ours.keys() == golden.keys(), where
+        assert ours.keys() >= golden.keys(), where
         for key in golden:
             assert_equal(ours[key], golden[key], f"{where} {key}")
     elif isinstance(golden, list):

@@ -150,7 +150,7 @@ def test_the_reward_model_judges_chat_prompts_from_a_file(models, tmp_path):
     from transformers import AutoTokenizer
 
     from rlhf_min.models.answers import encode_texts
-    from rlhf_min.models.reward_model import new_reward_model, reward_from
+    from rlhf_min.models.reward_model import all_outputs, new_reward_model, reward_from
     from rlhf_min.models.scoring import RewardScorer
 
     model = new_reward_model(str(models / "a"), "ratings", torch.float32)
@@ -169,7 +169,7 @@ def test_the_reward_model_judges_chat_prompts_from_a_file(models, tmp_path):
         assert row["prompt"].startswith("'=SUM(")
         texts, ends = [[asked["a"], asked["b"]]], [[True, True]]
         ids = encode_texts(scorer.tokenizer, [asked["prompt"]], texts, ends, 200)
-        a, b = reward_from(scorer.outputs(*ids), "mean")
+        a, b = reward_from(all_outputs(scorer.model, *ids), "mean")
         assert row["winner"] == ("a" if a > b else "b")
     for row in read_jsonl(out / "comparisons.jsonl"):
         assert row["prompt"] in turns
@@ -227,6 +227,59 @@ def test_agreement_of_a_judge_that_prefers_length_and_fails_once(tmp_path):
     assert interval == pytest.approx(wilson_interval(4, 9))  # the failure is in no rate
     assert summary["longer_wins"] == 1.0
     assert [row["winner"] for row in table(tmp_path / "o")].count("failed") == 1
+
+
+def test_long_and_broken_answers_are_counted_failures_and_the_rest_is_judged(
+    models, tmp_path, capsys, monkeypatch
+):
+    """Ten long answers come in a row, one answer scores NaN; the run ends, says so and resumes."""
+    from transformers import AutoTokenizer
+
+    from rlhf_min.models.reward_model import new_reward_model
+    from rlhf_min.models.scoring import RewardScorer
+
+    model = new_reward_model(str(models / "a"), "scalar", torch.float32)
+    torch.nn.init.normal_(model.score.weight)
+    model.save_pretrained(tmp_path / "rm")
+    AutoTokenizer.from_pretrained(models / "a").save_pretrained(tmp_path / "rm")
+    right = RewardScorer.outputs
+
+    def wrong(scorer, prompts, branches):
+        broken = ["\x1b" in scorer.tokenizer.decode(b) for own in branches for b in own]
+        outputs = right(scorer, prompts, branches)
+        return torch.where(torch.tensor(broken)[:, None], float("nan"), outputs)
+
+    monkeypatch.setattr(RewardScorer, "outputs", wrong)
+    rows = [{"prompt": f"q{i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(16)]
+    for row in rows[3:13]:
+        row["rejected"] = "bad " * 3000
+    rows[14]["chosen"] = "\x1b[31m good"
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = {"agreement": str(tmp_path / "pairs.jsonl"), "out": str(tmp_path / "out")}
+    common["judge"] = f"reward-model:{tmp_path / 'rm'}"
+    for resume in (False, True):
+        summary = judge.main(judge.Config(**common, resume=resume))
+        assert (summary["failures"], summary["ties"]) == (11, 0)
+        assert summary["wins"] + summary["losses"] == 5
+        shown = capsys.readouterr().out
+        assert "11 failures" in shown and "does not fit" in shown and "\x1b" not in shown
+    explanations = [
+        row["explanation"] for row in table(tmp_path / "out") if row["winner"] == "failed"
+    ]
+    assert sum("is not a number" in text for text in explanations) == 1
+
+
+def test_many_texts_too_long_for_a_server_do_not_stop_the_run(tmp_path):
+    """More in a row than the failures without a reply that stop a run."""
+    pairs = pairs_file(tmp_path / "pairs.jsonl", judge.GIVE_UP + 2)
+    body = json.dumps({"error": {"message": "maximum context length is 10 tokens"}})
+    with serving(lambda *_: Fault(400, body)) as server:
+        common = {"agreement": str(pairs), "judge": "openai:m", "base_url": server.url}
+        summary = judge.main(judge.Config(**common, out=str(tmp_path / "out")))
+        asked = len(server.bodies)
+        judge.main(judge.Config(**common, out=str(tmp_path / "out"), resume=True))
+    assert summary["failures"] == judge.GIVE_UP + 2
+    assert len(server.bodies) == asked  # it would be too long again
 
 
 # ----------------------------------------------------------------------------- stop and resume
@@ -399,10 +452,10 @@ def test_a_person_judges_through_the_shell_quits_and_resumes(models, tmp_path):
         ({"limit": -1}, "--limit must be at least 0"),
         ({"max_new_tokens": 0}, "--max-new-tokens must be at least 1"),
         ({"max_new_tokens": 10**6}, "leaves no room for a prompt"),
-        ({"temperature": 0.0}, "--temperature must be above 0"),
-        ({"temperature": float("nan")}, "--temperature must be above 0"),
+        ({"temperature": 0.0}, "--temperature must be at least 0.01"),
+        ({"temperature": float("nan")}, "--temperature must be a finite number"),
         ({"timeout": 0.0}, "--timeout must be above 0"),
-        ({"timeout": float("inf")}, "--timeout must be below inf"),
+        ({"timeout": float("inf")}, "--timeout must be a finite number"),
         ({"concurrency": 0}, "--concurrency must be at least 1"),
         ({"retries": -1}, "--retries must be at least 0"),
         ({"judge": "oracle"}, "--judge oracle is unknown"),

@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import re
 import sys
 import threading
 
@@ -12,6 +13,7 @@ from fault_server import Fault, answers_of, serving, verdict
 
 from rlhf_min import InputError
 from rlhf_min.data.preferences import read_pairs
+from rlhf_min.data.visible import visible
 from rlhf_min.judging.comparisons import (
     Comparison,
     Verdict,
@@ -25,6 +27,7 @@ from rlhf_min.judging.comparisons import (
 from rlhf_min.judging.judges import gold, judge_by_hand, reward_model_judge
 from rlhf_min.judging.llm_judge import PARAMETERS, OpenAIJudge, question, read_verdict
 from rlhf_min.models.answers import encode_texts
+from rlhf_min.models.reward_model import all_outputs
 from rlhf_min.models.scoring import RewardScorer
 from rlhf_min.zoo import start_model
 from rlhf_min.zoo import world as zoo
@@ -232,9 +235,21 @@ def test_cells_that_would_be_formulas_stay_text_and_round_trip(tmp_path):
         assert row["judge"] == "gold"
         if cell in ("'quoted'", "", "plain"):
             assert row["prompt"] == cell
-    for row, cell in zip(read_verdicts(path), HOSTILE_CELLS, strict=True):
+    for row, cell in zip(read_verdicts(path), map(visible, HOSTILE_CELLS), strict=True):
         assert (row["prompt"], row["answer_a"], row["answer_b"]) == (cell, cell, f"{cell}!")
         assert row["explanation"] == (f"a first: {cell}\nb first: {cell}" if cell else "")
+
+
+def test_control_characters_are_shown_in_verdicts_csv_and_exact_in_training_pairs(tmp_path):
+    """`cat verdicts.csv` must not obey an answer; the reward model learns from what was said."""
+    evil = "\x1b]0;owned\x07\x1b[2J fine\r\x9b31m\u202e"
+    c = Comparison(evil, evil, "b" + evil, "a")
+    outcome = settle(c, [Verdict("first", evil), Verdict("second", evil)])
+    write_verdicts(tmp_path / "verdicts.csv", [outcome], "gold")
+    text = (tmp_path / "verdicts.csv").read_bytes().decode()
+    assert not set("\x1b\x07\x9b\u202e") & set(text)
+    assert text.count("<U+001B>[2J fine<U+000D><U+009B>31m<U+202E>") == 5
+    assert training_pairs([outcome])[0]["chosen"] == evil
 
 
 def test_empty_cut_off_and_long_verdicts_can_be_read(tmp_path, monkeypatch):
@@ -326,10 +341,37 @@ def test_the_reward_model_judge_prefers_the_higher_reward_in_both_orders(reward_
     judge, scorer = reward_model_judge(reward_folder), RewardScorer(reward_folder, torch.float32)
     for first, second in [("The fox is red.", "No."), ("", "Of course!"), ("a b c", "c b a")]:
         ids = encode_texts(scorer.tokenizer, [QUESTION], [[first, second]], [[True, True]], 200)
-        r1, r2 = scorer.outputs(*ids)[:, 0].tolist()
+        r1, r2 = all_outputs(scorer.model, *ids)[:, 0].tolist()
         assert judge(QUESTION, first, second).winner == ("first" if r1 > r2 else "second")
         assert judge(QUESTION, second, first).winner == ("second" if r1 > r2 else "first")
     assert judge([{"role": "user", "content": "Hi"}], "x", "x").winner == "tie"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_reward_that_is_no_number_is_a_failure_and_never_a_tie(reward_folder, monkeypatch, value):
+    right = RewardScorer.outputs
+
+    def wrong(scorer, prompts, branches):
+        outputs = right(scorer, prompts, branches)
+        broken = [["fox" in scorer.tokenizer.decode(b) for b in own] for own in branches]
+        return torch.where(torch.tensor(broken).view(-1, 1), value, outputs)
+
+    monkeypatch.setattr(RewardScorer, "outputs", wrong)
+    judge = reward_model_judge(reward_folder)
+    for answers in (("The fox", "No."), ("No.", "The fox"), ("The fox", "A fox")):
+        verdict = judge(QUESTION, *answers)
+        assert (verdict.winner, verdict.no_reply) == ("failed", False)
+        assert f"{value}" in verdict.explanation and "not a number" in verdict.explanation
+    assert judge(QUESTION, "x", "y").winner in ("first", "second")
+
+
+def test_an_answer_too_long_for_the_reward_model_is_a_failure_with_its_length(reward_folder):
+    judge, long = reward_model_judge(reward_folder), "fox " * 3000
+    for answers in ((long, "No."), ("No.", long)):
+        verdict = judge(QUESTION, *answers)
+        assert (verdict.winner, verdict.no_reply) == ("failed", False)
+        assert re.search(r"an answer of \d{4,} tokens does not fit .* context", verdict.explanation)
+    assert judge(QUESTION, "x", "y").winner in ("first", "second")
 
 
 # ----------------------------------------------------------------------------- reading a reply
@@ -475,7 +517,6 @@ def test_temporary_faults_are_retried_with_back_off(fault, waits):
         Fault(body='{"choices": [{"message": null}]}'),
         Fault(body='{"choices": [{"message": {"content": null}}]}'),
         Fault(body='{"choices": [{"message": {"content": ["x"]}}]}'),
-        Fault(413, '{"error": {"message": "too long"}}'),
     ],
 )
 def test_a_lasting_fault_is_a_failure_without_a_reply(fault):
@@ -484,6 +525,23 @@ def test_a_lasting_fault_is_a_failure_without_a_reply(fault):
     assert result.winner == "failed"
     assert result.no_reply
     assert result.explanation.startswith("no reply: ")
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (400, "This model's maximum context length is 8192 tokens."),
+        (400, "prompt is too long: 9000 tokens > 8192 maximum"),
+        (413, "payload"),
+        (422, "the input exceeds the context window"),
+    ],
+)
+def test_a_text_too_long_for_the_judge_is_a_failure_that_is_not_asked_again(status, message):
+    body = json.dumps({"error": {"message": message}})
+    with serving(lambda *_: Fault(status, body)) as server:
+        result = openai_judge(server.url, retries=0)("p", "x", "y")
+    assert (result.winner, result.no_reply) == ("failed", False)
+    assert "too long for the judge" in result.explanation
 
 
 def test_an_unreadable_reply_is_a_failure_and_is_kept_word_for_word():
@@ -661,5 +719,5 @@ def test_control_characters_of_answers_do_not_reach_the_terminal(tmp_path):
     evil = "\x1b[2J\x1b]0;owned\x07 fine\u202e\r\x9b31m"
     _, _, screen = by_hand(tmp_path, [Comparison(evil, evil, "", "a")], ["1"])
     assert not set("\x1b\x07\u202e\r\x9b") & set(screen)
-    assert "fine" in screen
+    assert "fine" in screen and "<U+001B>" in screen
     assert "(empty)" in screen

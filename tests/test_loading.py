@@ -88,6 +88,7 @@ def test_trap_13_a_prompt_has_one_bos_its_system_turn_and_a_generation_prompt(ki
         ("chatml", "likes honey<|im_end|>"),
         ("smol", "likes honey<|im_end|>"),
         ("bos", " likes honey </s>"),
+        ("gemma", "likes honey<end_of_turn>"),
         ("plain", "likes honey</s>"),
         ("one-special", "likes honey<|endoftext|>"),
     ],
@@ -96,13 +97,13 @@ def test_trap_12_an_answer_ends_at_its_end_token_as_a_rollout_does(kind, golden)
     tokenizer = tiny_tokenizer(kind)
     ids = encode_answer(tokenizer, "the bear", "likes honey")
     assert words(tokenizer, ids) == golden
-    assert ids[-1] == tokenizer.eos_token_id and ids.count(tokenizer.eos_token_id) == 1
+    assert ids[-1] in end_token_ids(None, tokenizer) and ids.count(ids[-1]) == 1
     assert decode_answer(tokenizer, ids) == "likes honey"
     cut_off = encode_answer(tokenizer, "the bear", "likes honey", end=False)
     assert cut_off == ids[:-1]
 
 
-@pytest.mark.parametrize("kind", ["chatml", "smol", "bos"])
+@pytest.mark.parametrize("kind", ["chatml", "smol", "bos", "gemma"])
 @pytest.mark.parametrize("prompt", ["the bear", CHAT, [{"role": "system", "content": "x"}, *CHAT]])
 def test_trap_12_prompt_and_answer_are_the_template_s_own_text(kind, prompt):
     tokenizer = tiny_tokenizer(kind)

@@ -166,11 +166,18 @@ def test_a_tied_weight_is_updated_once():
 
 
 def test_warm_up_rises_to_one_and_stays():
-    assert [warm_up(s, 4) for s in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
-    assert warm_up(0, 0) == 1
+    assert [warm_up(s, 4, 6) for s in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert warm_up(0, 0, 6) == 1
     up_down = [warm_up_and_down(s, 2, 6) for s in range(6)]
     assert up_down == pytest.approx([0.5, 1, 1, 0.75, 0.5, 0.25])
     assert all(0 < warm_up_and_down(s, 0, 1) <= 1 for s in range(1))
+
+
+@pytest.mark.parametrize("schedule", [warm_up, warm_up_and_down])
+def test_a_warm_up_below_1_is_a_share_of_all_steps(schedule):
+    share, steps = ([schedule(s, warm, 8) for s in range(8)] for warm in (0.5, 4))
+    assert share == steps
+    assert [schedule(s, 1, 8) for s in range(1)] == [1.0]  # one step, not all of them
 
 
 @pytest.mark.parametrize(("count", "size"), [(10, 3), (10, 5), (3, 8), (1, 1)])
@@ -194,3 +201,12 @@ def test_without_partial_batches_every_batch_is_full():
     for epoch in range(3):
         rows = [i for b in batches[3 * epoch : 3 * epoch + 3] for i in b]
         assert len(set(rows)) == 9
+
+
+def test_a_weight_whose_memory_is_transposed_is_updated():
+    model = torch.nn.Linear(3, 2, bias=False)
+    model.weight = torch.nn.Parameter(torch.ones(3, 2).t())
+    optimiser = MasterAdamW(model)
+    model(torch.ones(1, 3)).sum().backward()
+    optimiser.step(0.1, 1.0)
+    assert_close(model.weight.detach(), torch.full((2, 3), 0.9))

@@ -379,3 +379,9 @@ def test_a_point_mass_has_a_finite_weight_and_gradient(kind):
     weight = ratings.confidence_weight(logits, kind)
     weight.backward()
     assert 0 < weight.item() <= 100 and logits.grad.isfinite().all()
+
+
+def test_a_tie_counts_one_half_unless_something_else_is_asked_for():
+    """Then equal distributions win as often as they lose."""
+    logits = torch.randn(4, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert_close(ratings.win_log_probability(logits, logits).exp(), torch.full((4,), 0.5).double())

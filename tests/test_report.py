@@ -18,7 +18,7 @@ import pytest
 
 from rlhf_min import InputError
 from rlhf_min.data.files import read_jsonl
-from rlhf_min.reporting.diagnosis import diagnose
+from rlhf_min.reporting.diagnosis import collapse, diagnose
 from rlhf_min.reporting.plots import baseline_figure, save_plots
 from rlhf_min.reporting.report import (
     format_value,
@@ -52,7 +52,11 @@ def policy_rows(kind: str, steps: int = 120) -> list[dict]:
         t = step / 120
         rise, fall = 1 - math.exp(-20 * t), 2.9 * max(0.0, t - 0.2) if kind != "healthy" else 0.0
         reward = 2 * rise + {"hack": t, "collapse": -3 * max(0.0, t - 0.2)}.get(kind, 0.0)
-        row = {"step": step, "reward/mean": reward + noise.gauss(0, 0.1), "kl/mean": 20 * t}
+        row = {
+            "step": step,
+            "reward/mean": reward + noise.gauss(0, 0.1),
+            "kl/mean": (20 if kind == "hack" else 4) * t,
+        }
         row |= {"reward/with_kl": reward, "baseline/value": reward / 2, "advantage/mean": 0.1}
         row |= {"advantage/std": 1.0, "length/mean": 20 + 5 * t, "finished/rate": 0.98}
         row |= {"text/distinct_2": 0.6, "text/longest_run": 1.5}
@@ -227,6 +231,45 @@ def test_the_interval_of_accuracy_must_lie_above_the_length_rule(name):
     assert diagnose([], summary | {rule: 0.72})[0] == "warning"
     assert diagnose([], summary | {rule: 0.28})[0] == "warning"  # the shorter wins 0.72
     assert diagnose([], summary | {rule: None})[0] == "healthy"
+
+
+COLLAPSED = {"text/equal": 0.95, "finished/rate": 0.01, "kl/mean": 10.5}
+
+
+@pytest.mark.parametrize("key", COLLAPSED)
+@pytest.mark.parametrize("held_out", [True, False])
+def test_a_collapsed_policy_is_a_warning_with_its_number(key, held_out):
+    rows = policy_rows("no gold")
+    rows[-1][key] = COLLAPSED[key]
+    level, sentences = diagnose(rows, before_and_after(rows) if held_out else {})
+    assert level == "warning"
+    shown = {"text/equal": "95%", "finished/rate": "Only 1%", "kl/mean": "10.5 nats"}[key]
+    assert sum(shown in text for text in sentences) == 1
+
+
+def test_a_policy_on_the_limits_has_not_collapsed():
+    assert collapse({"text/equal": 0.89, "finished/rate": 0.05, "kl/mean": 10.0}) == {}
+    assert collapse({"text/equal": None, "kl/mean": math.nan}) == collapse({}) == {}
+
+
+@pytest.mark.parametrize(("count", "level"), [(4, "unknown"), (5, "healthy")])
+def test_no_conclusion_is_drawn_from_fewer_than_5_prompts_or_pairs(count, level, tmp_path):
+    gold = {"reward/gold": 8, "reward/gold_low": 7.9, "reward/gold_high": 8.1, "reward/mean": 1}
+    gold |= {"text/distinct_2": 0.1, "prompts": count}
+    start = gold | {"reward/gold": 5, "reward/gold_low": 4, "reward/gold_high": 6}
+    start |= {"text/distinct_2": 0.9}
+    judged = {"win_rate": 1.0, "win_rate_low": 0.9, "win_rate_high": 1.0, "wins": count - 1}
+    judged |= {"losses": 0, "ties": 1, "failures": 100}
+    ranked = {"accuracy": 1.0, "accuracy_low": 0.9, "accuracy_high": 1.0, "pairs/held_out": count}
+    for i, summary in enumerate([{"before": start, "after": gold}, judged, ranked]):
+        diagnosed, sentences = diagnose([], summary)
+        assert diagnosed == level, sentences
+        assert any("too few" in text for text in sentences) == (count < 5)
+        assert any("distinct-2" in text for text in sentences) == (i == 0 and count == 5)
+        run = tmp_path / f"{i}"
+        run.mkdir()
+        (run / "summary.json").write_text(json.dumps(summary))
+        assert ("(only 4 prompts or pairs: too few" in Page(write_report(run)).text) == (count < 5)
 
 
 def test_too_little_data_gives_the_level_unknown():

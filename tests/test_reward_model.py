@@ -1,6 +1,7 @@
 """Reward models: heads, rewards from ratings, and a folder that transformers reads the same way."""
 
 import math
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -16,10 +17,11 @@ from rlhf_min.maths.ratings import confidence_weight
 from rlhf_min.models.answers import encode_texts
 from rlhf_min.models.batches import choose_layout
 from rlhf_min.models.layout import context_length
-from rlhf_min.models.loading import load_tokenizer, save_model
+from rlhf_min.models.loading import load_causal_lm, load_tokenizer, save_model
 from rlhf_min.models.prompt_tree import build_tree
 from rlhf_min.models.reward_model import (
     LABELS,
+    all_outputs,
     branch_outputs,
     load_reward_model,
     new_reward_model,
@@ -51,7 +53,7 @@ def score_texts(scorer: RewardScorer, prompts: list, answers: list[str]) -> list
     """Rewards of one answer text to each prompt."""
     texts, ends = [[answer] for answer in answers], [[True]] * len(answers)
     tokens = encode_texts(scorer.tokenizer, prompts, texts, ends, scorer.context)
-    return reward_from(scorer.outputs(*tokens), "mean").tolist()
+    return reward_from(all_outputs(scorer.model, *tokens), "mean").tolist()
 
 
 @pytest.mark.parametrize("head", LABELS)
@@ -96,7 +98,7 @@ def agrees_with_transformers(folder: Path) -> None:
     assert tokenizer.pad_token_id == model.config.pad_token_id != tokenizer.eos_token_id
     answers = [[answer] for answer in ANSWERS]
     pairs = encode_texts(scorer.tokenizer, PROMPTS, answers, [[True]] * 4, 128)
-    ours = scorer.outputs(*pairs)
+    ours = all_outputs(scorer.model, *pairs)
     rows = [{"input_ids": p + a[0]} for p, a in zip(*pairs, strict=True)]
     for side in ("right", "left"):
         batch = tokenizer.pad(rows, padding=True, padding_side=side, return_tensors="pt")
@@ -143,7 +145,7 @@ def test_branches_of_unequal_number_come_back_in_order(tmp_path):
 
     prompts = [some(n) for n in (9, 2, 30, 4)]
     branches = [[some(n) for n in sizes] for sizes in ([3], [20, 1, 5], [2, 2], [7])]
-    outputs = scorer.outputs(prompts, branches)
+    outputs = all_outputs(scorer.model, prompts, branches)
     flat = [(p, a) for p, answers in zip(prompts, branches, strict=True) for a in answers]
     for (prompt, ids), output in zip(flat, outputs, strict=True):
         with torch.no_grad():
@@ -281,3 +283,23 @@ def test_evaluation_equals_a_loop_over_the_pairs(tmp_path):
     assert found["accuracy_low"] < found["accuracy"] < found["accuracy_high"]
     with pytest.raises(InputError, match="raise --max-length"):
         encode_pairs(scorer.tokenizer, pairs[-1:], 60, "--data")
+
+
+def test_trap_4_the_embedding_of_an_end_token_that_is_the_pad_token_is_trained(tmp_path):
+    """transformers gives the pad token's embedding no gradient; the oracle has no such token."""
+    folder = trained_folder(tiny_folder(tmp_path / "base", "smol"), tmp_path / "rm", "scalar")
+    for load in (
+        partial(load_causal_lm, str(tmp_path / "base")),
+        partial(load_reward_model, folder),
+    ):
+        model = load(torch.float64)
+        end = load_tokenizer(str(tmp_path / "base")).eos_token_id
+        ids = [5, 6, end, 7, end]
+        embeddings = model.get_input_embeddings()
+        model.base_model(torch.tensor([ids])).last_hidden_state.square().sum().backward()
+        ours, embeddings.weight.grad = embeddings.weight.grad, None
+        rows = embeddings.weight[ids]  # indexing, not an embedding layer
+        states = model.base_model(inputs_embeds=rows[None]).last_hidden_state
+        (oracle,) = torch.autograd.grad(states.square().sum(), embeddings.weight)
+        assert_close(ours, oracle)
+        assert oracle[end].norm() > 0

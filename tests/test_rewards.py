@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from torch.testing import assert_close
 
@@ -34,10 +35,18 @@ def test_trap_22_two_reward_models_that_differ_by_a_scale_give_one_reward():
     assert (on_own_scale(SCORES, start) - SCORES).abs().max() > 0.1
 
 
-def test_a_start_model_whose_answers_all_score_alike_gives_finite_rewards():
-    alike = torch.full((4,), 2.5)
-    assert rewards.standardise(alike, 2.5, 0.0).tolist() == [0.0] * 4
-    assert rewards.standardise(alike + 1, 2.5, 0.0).isfinite().all()
+@pytest.mark.parametrize("value", [0.0, 2.5, -0.1, 1e6])
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_the_scale_of_equal_scores_is_exactly_1(value, count):
+    """Then a reward keeps the reward model's unit; any other number would be invented."""
+    scores = torch.full((count,), value)
+    assert rewards.reward_scale(scores) == {"mean": scores[0].item(), "std": 1.0}
+    assert rewards.standardise(scores, **rewards.reward_scale(scores)).tolist() == [0.0] * count
+
+
+def test_the_scale_of_close_scores_is_their_own():
+    scores = torch.tensor([1.0, 1.0 + 2e-6, 1.0 - 2e-6], dtype=torch.float64)
+    assert rewards.reward_scale(scores)["std"] == pytest.approx(2e-6)
 
 
 def test_trap_16_the_penalty_hits_exactly_the_unfinished_answers():

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from rlhf_min import InputError
 from rlhf_min.maths.reward_shaping import reward_scale, standardise
 from rlhf_min.models.alignment import alignment_gap, check_alignment
+from rlhf_min.models.answers import encode_texts
 from rlhf_min.models.loading import load_causal_lm, load_tokenizer
 from rlhf_min.models.sampling import Rollout, sample
 from rlhf_min.models.scoring import RewardScorer
@@ -90,6 +91,22 @@ def test_trap_16_only_a_finished_answer_gets_an_end_token_when_encoded_again(wor
     end = scorer.tokenizer.eos_token_id
     ended = [[ids[-1] == end for ids in answers] for answers in seen]
     assert ended == rollout.finished.tolist()
+
+
+@pytest.mark.parametrize("longer", [0, 1, 2])
+@pytest.mark.parametrize("kind", ["plain", "chatml"])
+def test_trap_14_a_prompt_is_cut_for_the_longest_of_its_answers(kind, longer):
+    """Whichever it is: all answers to a prompt share its tokens."""
+    tokenizer, prompt = tiny_tokenizer(kind), "the bear likes honey and " * 9
+    texts = ["no", "flies", "a frog"]
+    texts[longer] = "the frog likes flies and honey"
+    (ids,), (answers,) = encode_texts(tokenizer, [prompt], [texts], [[True] * 3], 40)
+    lengths = list(map(len, answers))
+    assert lengths.index(max(lengths)) == longer
+    assert len(ids) + max(lengths) == 40
+    assert ids == encode_prompt(tokenizer, prompt, 40 - max(lengths))
+    with pytest.raises(InputError, match=f"answer of {max(lengths)} tokens does not fit"):
+        encode_texts(tokenizer, [prompt], [texts], [[True] * 3], max(lengths))
 
 
 def test_the_same_tokens_with_another_template_are_other_tokens(world):

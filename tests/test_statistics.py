@@ -13,6 +13,7 @@ from rlhf_min.maths.statistics import (
     length_controlled_rate,
     longest_run,
     reliability,
+    share_equal,
     wilson_interval,
     win_rate,
 )
@@ -194,6 +195,42 @@ def test_reliability_bins_hold_every_point_once():
             reliability(bad, [1] * len(bad))
     with pytest.raises(ValueError, match="longer"):
         reliability([0.5], [1, 0])
+
+
+@pytest.mark.parametrize("bins", [2, 5, 10])
+def test_the_bins_of_reliability_end_just_below_their_upper_edge(bins):
+    """A probability on an edge is in the bin above it; 1, the last edge, is in the last bin."""
+    for k in range(bins + 1):
+        lower, edge = k / bins - 1e-9, k / bins
+        middle = (min(k, bins - 1) + 0.5) / bins  # of the bin in which the edge belongs
+        assert [row[2] for row in reliability([edge, middle], [1, 0], bins)] == [2]
+        if k:
+            counts = [row[2] for row in reliability([lower, middle], [1, 0], bins)]
+            assert counts == ([2] if k == bins else [1, 1])
+
+
+def test_calibration_error_equals_a_loop_over_bins():
+    draw = random.Random(23)
+    probabilities = [draw.random() for _ in range(200)] + [0.0, 0.3, 0.7, 1.0]
+    outcomes = [draw.choice([0, 1]) for _ in probabilities]
+    for bins in (1, 4, 10):
+        total = 0.0
+        for b in range(bins):
+            inside = [
+                (p, y) for p, y in zip(probabilities, outcomes, strict=True)
+                if b / bins <= p < (b + 1) / bins or (b == bins - 1 and p == 1)
+            ]  # fmt: skip
+            if inside:
+                total += abs(sum(y - p for p, y in inside)) / len(probabilities)
+        error = expected_calibration_error(probabilities, outcomes, bins)
+        assert error == pytest.approx(total) and total > 0
+    assert expected_calibration_error(probabilities, outcomes) == error  # ten bins by default
+
+
+def test_share_equal_by_hand():
+    assert share_equal(["a"] * 4) == 1.0
+    assert share_equal(["a", "a", "b"]) == pytest.approx(1 / 3)
+    assert share_equal(["a", "b", "c"]) == share_equal(["a"]) == share_equal([]) == 0.0
 
 
 def test_distinct_n_by_hand():

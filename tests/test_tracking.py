@@ -11,6 +11,7 @@ from rlhf_min.reporting.run_folder import RunLog
 class Settings:
     track: str
     out: str
+    resume: bool = False
     overwrite: bool = False
 
 

@@ -117,7 +117,11 @@ def test_a_run_equals_a_plain_loop(tiny_run, tmp_path, monkeypatch, head, settin
     finished = torch.cat([r.finished.flatten() for r in rollouts])
     assert finished.any() and not finished.all()
     scale = json.loads((tmp_path / "out" / "run.json").read_text())["data"]["reward_scale"]
-    expected, logged = plain_policy_loop(config, rollouts, scale, [2, *range(40, 70)])
+    before = json.loads((tmp_path / "out" / "summary.json").read_text())["before"]
+    score = (before["reward/mean"] - scale["mean"]) / scale["std"]
+    unfinished = (1 - before["finished/rate"]) * config.missing_end_penalty
+    ends, first = [2, *range(40, 70)], score - unfinished - config.kl * before["kl/mean"]
+    expected, logged = plain_policy_loop(config, rollouts, scale, ends, first)
     metrics = rows_of(tmp_path / "out" / "metrics.jsonl")
     for row, wanted in zip(metrics, logged, strict=True):
         assert {k: row[k] for k in wanted} == pytest.approx(wanted, abs=2e-3, rel=1e-3)
@@ -131,6 +135,22 @@ def test_a_run_equals_a_plain_loop(tiny_run, tmp_path, monkeypatch, head, settin
     if config.reading == "win":  # every other rollout is the reference model's, which never changes
         close(dict(models[1].named_parameters()), start, atol=0)
         assert all(model is models[1] for model in models[1::2]) and models[0] is not models[1]
+
+
+@pytest.mark.parametrize("baseline", ["moving-average", "ema"])
+def test_trap_8_the_baseline_starts_at_the_mean_reward_before_training(
+    tiny_run, tmp_path, baseline
+):
+    """With another model as reference the mean reward is far from 0 before the first step."""
+    other = tiny_folder(tmp_path / "other", "smol", seed=5)
+    prompts = [{"prompt": f"{a} {b}"} for a in NAMES for b in NAMES]
+    settings = {"eval_data": [write_rows(tmp_path / "eval.jsonl", prompts)], "steps": 1}
+    settings |= {"samples": 16, "batch_size": 128, "reference": str(other), "kl": 0.5}
+    run(tiny_run, tmp_path / "out", baseline=baseline, **settings)
+    (row,) = rows_of(tmp_path / "out" / "metrics.jsonl")
+    error = row["advantage/std"] * math.sqrt(1 / 128 + 1 / 64)
+    assert abs(row["reward/with_kl"]) > 10 * error
+    assert abs(row["advantage/mean"]) < 5 * error
 
 
 def test_trap_22_the_reward_scale_is_that_of_the_reference_model(tiny_run, tmp_path, monkeypatch):
@@ -377,12 +397,13 @@ def test_the_gap_is_logged_at_every_step(tiny_run, tmp_path):
 METRICS = {
     "step", "reward/mean", "reward/with_kl", "kl/mean", "baseline/value", "advantage/mean",
     "advantage/std", "length/mean", "finished/rate", "text/distinct_2", "text/longest_run",
+    "text/equal",
     "alignment/gap", "batch/padding", "grad/norm", "learning_rate", "time/sample", "time/score",
     "time/reference", "time/policy",
 }  # fmt: skip
 SUMMARY = {
     "reward/mean", "reward/mean_low", "reward/mean_high", "kl/mean", "length/mean", "finished/rate",
-    "text/distinct_2", "text/longest_run",
+    "text/distinct_2", "text/longest_run", "text/equal", "prompts",
 }  # fmt: skip
 
 
@@ -420,6 +441,34 @@ def test_the_folder_has_every_file_and_key_of_the_contract(tiny_run, tmp_path, p
     assert means == pytest.approx(given)
     assert (out / "report.html").stat().st_size > 1000 and list(out.glob("*.png"))
     assert not (out / "checkpoint.pt").exists() and not list(out.glob(".saving*"))
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.7])
+def test_a_policy_that_is_its_reference_has_no_kl_at_any_temperature(
+    tiny_run, tmp_path, temperature
+):
+    summary = train_policy.main(config_of(tiny_run, tmp_path / "out", temperature=temperature))
+    assert summary["before"]["kl/mean"] == pytest.approx(0, abs=1e-6)
+    assert abs(summary["after"]["kl/mean"]) > 1e-3  # so a policy that moved is seen
+
+
+def test_a_collapse_is_said_once_while_training(tiny_run, tmp_path, capsys):
+    """One token per answer, and one end token among 300: no answer ends."""
+    base = str(tiny_folder(tmp_path / "base", "smol"))
+    run(tiny_run, tmp_path / "out", model=base, max_new_tokens=1, steps=4, lr=1e-9)
+    rows = rows_of(tmp_path / "out" / "metrics.jsonl")
+    unfinished = [row["step"] for row in rows if row["finished/rate"] < 0.05]
+    assert len(unfinished) > 1
+    errors = capsys.readouterr().err
+    assert errors.count("of the answers end") == 1
+    assert f"warning: step {unfinished[0]}: Only 0% of the answers end" in errors
+
+
+def test_intervals_from_3_prompts_are_marked_in_summary_and_terminal(tiny_run, tmp_path, capsys):
+    run(tiny_run, tmp_path / "out", steps=1)
+    note = json.loads((tmp_path / "out" / "summary.json").read_text())["note"]
+    assert note == "only 3 prompts or pairs: too few for a conclusion"
+    assert note in capsys.readouterr().out
 
 
 def test_held_out_metrics_equal_a_loop(tiny_run, tmp_path, monkeypatch):
@@ -460,6 +509,16 @@ def test_trap_15_held_out_prompts_are_never_trained_on(tiny_run, tmp_path):
     metadata = json.loads((tmp_path / "split" / "run.json").read_text())["data"]
     held_out = {row["prompt"] for row in rows_of(tmp_path / "split" / "samples.jsonl")}
     assert metadata["prompts/train"] + len(held_out) == 11
+
+
+def test_control_characters_of_samples_are_shown_not_obeyed(tiny_run, tmp_path, capsys):
+    evil = "what does the \x1b[31m\x9b2J\u202e bear like?"
+    held_out = write_rows(tmp_path / "evil.jsonl", [{"prompt": evil}])
+    run(tiny_run, tmp_path / "out", eval_data=[held_out])
+    shown = capsys.readouterr().out
+    assert "what does the <U+001B>[31m<U+009B>2J<U+202E> bear" in shown
+    assert not set("\x1b\x9b\u202e") & set(shown)
+    assert rows_of(tmp_path / "out" / "samples.jsonl")[0]["prompt"] == evil  # exact
 
 
 def test_chat_prompts_are_read_and_long_ones_cut(tiny_run, tmp_path):
@@ -540,7 +599,7 @@ def test_in_the_zoo_gold_is_measured_and_no_argument_is_needed(
 
     def build(out):
         built.append(out)
-        Path(out).parent.mkdir()
+        Path(out).parent.mkdir(exist_ok=True)
         Path(out).symlink_to(tiny_zoo["model"])
 
     monkeypatch.setattr(start_model, "build_base", build)

@@ -196,6 +196,27 @@ def test_a_run_equals_a_plain_loop(tiny_run, tmp_path, head):
     assert summary["head"] == head
 
 
+def test_the_calibration_error_of_a_run_equals_a_loop_over_its_scores(tiny_run, tmp_path):
+    """In ten bins, every pair in both orders."""
+    summary, _ = run(tiny_run, tmp_path / "rm", lr=1e-2)
+    p_wins = [row["p_win"] for row in rows_of(tmp_path / "rm" / "held_out_scores.jsonl")]
+    points = [(p, 1) for p in p_wins] + [(1 - p, 0) for p in p_wins]
+    total = 0.0
+    for b in range(10):
+        inside = [(p, y) for p, y in points if b <= 10 * p < b + 1]
+        total += abs(sum(y - p for p, y in inside)) / len(points)
+    assert summary["calibration_error"] == pytest.approx(total, abs=1e-6) and total > 0.01
+
+
+@pytest.mark.parametrize(
+    ("warm_up", "rates"), [(2, [0.5, 1]), (0.5, [0.5, 1]), (100, [0.01, 0.02])]
+)
+def test_warm_up_is_in_steps_or_below_1_a_share(tiny_run, tmp_path, warm_up, rates):
+    run(tiny_run, tmp_path / "rm", warm_up=warm_up, lr=1e-4)
+    logged = [row["learning_rate"] for row in rows_of(tmp_path / "rm" / "metrics.jsonl")]
+    assert logged[:2] == pytest.approx([1e-4 * rate for rate in rates])
+
+
 @pytest.mark.parametrize("head", HEADS)
 def test_trap_9_micro_batches_of_1_2_and_8_give_the_same_weights(tiny_run, tmp_path, head):
     """Without the marginal entropy, which is computed for each micro-batch."""
@@ -328,7 +349,7 @@ def test_trap_14_identical_pairs_and_cut_prompts_are_counted(tiny_run, tmp_path)
     summary, _ = run(tiny_run, tmp_path / "rm", data=[data], max_steps=1)
     assert summary["dropped"]["identical"] == 1
     assert summary["dropped"]["prompt cut from the left (kept)"] == 1
-    assert summary["dropped"]["answer longer than --max-length"] == 1
+    assert summary["dropped"]["answer longer than the model's context"] == 1
     assert summary["pairs/train"] == 6
 
 
@@ -348,7 +369,8 @@ def test_training_on_real_pairs(tmp_path, data):
         pytest.skip(f"the real preferences in ../shared/data/{data} are missing")
 
     spec = str(SHARED / "data" / data / "test.jsonl.gz")
-    rows = [row for row in read_rows(spec) if len(str(row)) < 2500][:24]  # a byte is a token here
+    rows = [row.columns for row in read_rows(spec)]
+    rows = [row for row in rows if len(str(row)) < 2500][:24]  # a byte is a token here
     tiny_run = {
         "model": str(tiny_folder(tmp_path / "base", "one-special", max_position_embeddings=2048)),
         "data": [write_rows(tmp_path / "some.jsonl", rows)], "max_steps": 2, "batch_size": 4,

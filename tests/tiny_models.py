@@ -8,17 +8,23 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
     CohereConfig,
+    FalconConfig,
     Gemma2Config,
+    Gemma3TextConfig,
     GenerationConfig,
     GPT2Config,
     GPTNeoConfig,
     GPTNeoXConfig,
     GraniteConfig,
+    Lfm2Config,
     LlamaConfig,
+    MambaConfig,
     MistralConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3Config,
 )
 
 from rlhf_min.hardware.attention import NAME
@@ -41,6 +47,25 @@ def _config(family: str, **extra):
         return _llama_like(MistralConfig, **{"sliding_window": None, **extra})
     if family == "qwen2":
         return _llama_like(Qwen2Config, tie_word_embeddings=True, **extra)
+    if family == "qwen3":
+        return _llama_like(Qwen3Config, head_dim=8, tie_word_embeddings=True, **extra)
+    if family == "gemma3":  # local layers and global ones
+        layers = ["sliding_attention", "full_attention"]
+        sizes = {"head_dim": 8, "sliding_window": 8, "layer_types": layers}
+        return _llama_like(Gemma3TextConfig, **{**sizes, **extra})
+    if family == "lfm2":  # a convolution, then attention
+        return _llama_like(Lfm2Config, layer_types=["conv", "full_attention"], **extra)
+    if family == "bloom":  # positions by alibi, from a 2-D mask
+        return BloomConfig(vocab_size=VOCABULARY, hidden_size=16, n_layer=2, n_head=2, **extra)
+    if family == "falcon":  # as of Falcon-RW
+        return FalconConfig(
+            vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+            alibi=True, **extra,
+        )  # fmt: skip
+    if family == "mamba":  # recurrent
+        return MambaConfig(
+            vocab_size=VOCABULARY, hidden_size=16, state_size=4, num_hidden_layers=2, **extra
+        )
     if family == "gemma2":  # caps its logits; head_dim is not hidden_size / heads
         return _llama_like(Gemma2Config, head_dim=8, final_logit_softcapping=2.0, **extra)
     if family == "granite":
@@ -147,11 +172,18 @@ BOS_TURNS = (  # Llama: the template writes a BOS, and the tokenizer adds one to
     "{% else %}{{ '[INST] ' + m['content'] | trim + ' [/INST]' }}{% endif %}"
     "{% endfor %}"
 )
+GEMMA = (  # a turn ends with another token than eos_token
+    "{{ bos_token }}{% for m in messages %}"
+    "{% set role = 'model' if m['role'] == 'assistant' else m['role'] %}"
+    "{{ '<start_of_turn>' + role + '\n' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
 # name: (template, unk, BOS, end, pad, does the tokenizer add a BOS by itself?)
 TOKENIZERS = {
     "chatml": (CHATML, "<unk>", None, "<|im_end|>", "<pad>", False),
     "smol": (SMOL, "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|im_end|>", False),
     "bos": (BOS_TURNS, "<unk>", "<s>", "</s>", "</s>", True),
+    "gemma": (GEMMA, "<unk>", "<s>", "<eos>", "<pad>", True),
     "plain": (None, "<unk>", "<s>", "</s>", "<pad>", True),
     "one-special": (None, *["<|endoftext|>"] * 4, False),  # pad = unk = BOS = end, as in GPT-2
 }
@@ -161,6 +193,7 @@ def tiny_tokenizer(kind: str) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer of at most 320 tokens, some of them merged letters."""
     template, unk, bos, end, pad, adds_bos = TOKENIZERS[kind]
     turns = ["<|im_start|>", "<|im_end|>"] if template and "im_start" in template else []
+    turns += ["<start_of_turn>", "<end_of_turn>"] if template == GEMMA else []
     names = [name for name in (unk, bos, end, pad, *turns) if name]
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -185,22 +218,24 @@ def tiny_tokenizer(kind: str) -> PreTrainedTokenizerFast:
 
 
 def tiny_folder(
-    folder: Path, kind: str = "chatml", family: str = "llama", seed: int = 0, **extra
-) -> Path:
+    folder: Path, kind: str = "chatml", family: str = "llama", seed: int = 0,
+    vocabulary: int = 0, spread: float = 0.3, **extra,
+) -> Path:  # fmt: skip
     """Write a Hugging Face folder with a tokenizer and a random model; returns its path.
 
+    vocabulary: rows of the embeddings (0: one per token); spread: noise added to every weight.
     Its generation_config is like that of chat models: greedy, with a repetition penalty.
     """
     tokenizer = tiny_tokenizer(kind)
     config = _config(family, **extra)
-    config.vocab_size = len(tokenizer)
+    config.vocab_size = vocabulary or len(tokenizer)
     for name in ("bos", "eos", "pad"):
         setattr(config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
+            parameter.add_(spread * torch.randn_like(parameter))
     model.generation_config = GenerationConfig(
         do_sample=False, repetition_penalty=5.0, eos_token_id=tokenizer.eos_token_id
     )

@@ -1,10 +1,10 @@
 """Read and write small files: JSON, JSON lines, and text that is replaced as a whole."""
 
 import json
-import os
 from pathlib import Path
 
 from rlhf_min import InputError
+from rlhf_min.hardware import disk
 
 
 def _parse_object(text: str, where: str) -> dict:
@@ -41,6 +41,5 @@ def read_jsonl(path: Path) -> list[dict]:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a file so that an interruption leaves either the old content or the new one."""
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+    with disk.replaced(path) as draft:
+        draft.write_text(text, encoding="utf-8")

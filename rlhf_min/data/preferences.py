@@ -6,12 +6,15 @@ A row has `prompt`, `chosen` and `rejected`, each text or chat messages; ratings
 import hashlib
 import json
 import math
+import random
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
 from rlhf_min import InputError
-from rlhf_min.data.sources import Prompt, as_messages, pair_of, prompt_of, ratings_of, read_rows
+from rlhf_min.data.bad_rows import REPEATED, listed, parse_rows, report_dropped
+from rlhf_min.data.rows import Prompt, as_messages, pair_of, prompt_of, ratings_of
 from rlhf_min.models.tokens import encode_answer, encode_prompt
 
 
@@ -36,44 +39,62 @@ class EncodedPair:
     pair: Pair
 
 
-def read_pairs(specs: list[str], rating_range=(1.0, 10.0)) -> tuple[list[Pair], dict[str, int]]:
-    """All pairs of the SPECs, ratings mapped linearly from `rating_range` to 1..10; and counts.
+def read_pairs(
+    specs: list[str], rating_range=(1.0, 10.0), skip_bad_rows=False, limit: int = 0, seed: int = 0
+) -> tuple[list[Pair], dict[str, int]]:
+    """Pairs of the SPECs, ratings mapped linearly from `rating_range` to 1..10; and counts.
 
-    Dropped: "identical" (equal answers), "duplicate" (a row read before), "different_dialogues"
-    (other turns before each answer).  Only counted: "rated_against" (rejected is rated higher).
+    rating_range None: ratings are not read.  limit: pairs drawn by seed from each SPEC (0: all).
+    Dropped: "bad_rows" (with skip_bad_rows, else InputError), "identical" (equal answers),
+    "duplicate" (a row read before), "different_dialogues" (other turns before each answer).
+    Only counted: "equal_ratings" and "rated_against" (rejected is rated higher): the columns chosen
+    and rejected decide who wins, whatever the ratings.
     """
-    low, high = rating_range
+    low, high = rating_range or (1.0, 10.0)
     if not -math.inf < low < high < math.inf:
         raise InputError(f"--rating-range needs a low and a higher number, got {low} and {high}")
-    counts = {"identical": 0, "duplicate": 0, "different_dialogues": 0, "rated_against": 0}
+
+    def parse(row: dict) -> tuple:
+        ratings = ratings_of(row, low, high) if rating_range else [None, None]
+        return pair_of(row), ratings, fingerprint([row])
+
+    reasons = ["identical", "duplicate", "different_dialogues", "rated_against"]
+    counts = Counter(dict.fromkeys(reasons, 0))
     pairs, seen = [], set()
     for spec in specs:
-        for number, row in enumerate(read_rows(spec), 1):
-            parts = pair_of(row, f"{spec} row {number}")
-            ratings = ratings_of(row, f"{spec} row {number}", low, high)
-            key = fingerprint([row])
+        own = []
+        for parts, ratings, key in parse_rows(spec, parse, skip_bad_rows, counts):
             if key in seen or isinstance(parts, str):
                 counts["duplicate" if key in seen else parts] += 1
                 continue
             seen.add(key)
-            pairs.append(Pair(*parts, *ratings))
-            counts["rated_against"] += ratings[0] is not None and ratings[0] < ratings[1]
+            own.append(Pair(*parts, *ratings))
+            if ratings[0] is not None and ratings[0] <= ratings[1]:
+                counts["rated_against" if ratings[0] < ratings[1] else "equal_ratings"] += 1
+        drawn = random.Random(seed).sample(own, min(limit, len(own))) if limit else own
+        pairs += drawn
     if not pairs:
-        raise InputError(f"{' '.join(specs)}: no usable pair is left, dropped were {counts}")
-    return pairs, counts
+        raise InputError(f"{' '.join(specs)}: no usable pair is left, {listed(counts)}")
+    return pairs, dict(counts)
 
 
-def read_prompts(specs: list[str]) -> list[Prompt]:
-    """The prompts of the SPECs in order, each once: of `prompt`, of a pair, or of `messages`."""
-    prompts = {}
+def read_prompts(specs: list[str], skip_bad_rows=False) -> tuple[list[Prompt], dict[str, int]]:
+    """The prompts of the SPECs in order: of `prompt`, of a pair, or of `messages`; and counts.
+
+    Dropped: "bad_rows" (with skip_bad_rows, else InputError), "no_shared_prompt" (of pairs without
+    a prompt column, with equal answers or other dialogues).  Each prompt is used once.
+    """
+    prompts, counts = {}, Counter()
     for spec in specs:
-        for number, row in enumerate(read_rows(spec), 1):
-            prompt = prompt_of(row, f"{spec} row {number}")
-            if prompt is not None:
-                prompts.setdefault(json.dumps(prompt), prompt)
+        for prompt in parse_rows(spec, prompt_of, skip_bad_rows, counts):
+            key = json.dumps(prompt)
+            if prompt is None or key in prompts:
+                counts["no_shared_prompt" if prompt is None else REPEATED] += 1
+            else:
+                prompts[key] = prompt
     if not prompts:
-        raise InputError(f"{' '.join(specs)}: no usable prompt was found")
-    return list(prompts.values())
+        raise InputError(f"{' '.join(specs)}: no usable prompt is left, {listed(counts)}")
+    return list(prompts.values()), dict(counts)
 
 
 def prompt_text(prompt: Prompt | Pair) -> str:
@@ -84,60 +105,87 @@ def prompt_text(prompt: Prompt | Pair) -> str:
     return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
 
 
-def hold_out(items: list, read, config, fraction: float, limit: int) -> tuple[list, list, dict]:
-    """(training, held-out, counts) of pairs or prompts; no prompt is in both lists (trap 15).
+def prompt_key(prompt: Prompt | Pair) -> str:
+    """The text by which prompts are the same: white space around it does not count."""
+    return prompt_text(prompt).strip()
 
-    config: settings with data, eval_data and seed.  Held out are the first `limit` items of
-    `read(eval_data)`, or, if it is empty and `data` has the zoo, of zoo:held-out; `items` with one
-    of their prompts are dropped and counted.  Otherwise `items` are split by prompt.
+
+def split_prompts(config) -> tuple[list[Prompt], list[Prompt], dict]:
+    """Training prompts, held-out prompts, and facts for run.json; prints what was dropped.
+
+    config: settings with data, eval_data, eval_prompts and skip_bad_rows.
     """
-    if not config.eval_data and "zoo" not in config.data:
-        return *split_by_prompt(items, fraction, limit, config.seed), {}
-    held_out = read(config.eval_data or ["zoo:held-out"])[:limit]
-    prompts = set(map(prompt_text, held_out))
-    train = [item for item in items if prompt_text(item) not in prompts]
+    read = partial(read_prompts, skip_bad_rows=config.skip_bad_rows)
+    prompts, dropped = read(config.data)
+    prompts, held_out, others, held = hold_out(prompts, read, config, 0.1, config.eval_prompts)
+    report_dropped(dropped | others, len(prompts), "training prompts")
+    report_dropped(held, len(held_out), "held-out prompts")
+    facts = {"dropped": dropped | others, "dropped/held_out": held}
+    return prompts, held_out, {"fingerprint": fingerprint(prompts), **facts}
+
+
+def draw_items(items: list, count: int, specs: list[str]) -> list:
+    """At most `count` items: the first ones of a single SPEC, a fixed random draw of several."""
+    if len(specs) == 1 or len(items) <= count:
+        return items[:count]
+    return random.Random(0).sample(items, count)
+
+
+def hold_out(items: list, read, config, fraction: float, limit: int) -> tuple:
+    """(training, held-out, counts of each) of pairs or prompts; no prompt is in both (trap 15).
+
+    config: settings with data and eval_data; read(specs): items and counts.  Held out are `limit`
+    items (`draw_items`) of eval_data, or without it of zoo:held-out if `data` has the zoo; `items`
+    with a prompt of that data are dropped and counted.  Otherwise `items` are split by prompt.
+    """
+    with_zoo = any(spec.partition(":")[0] == "zoo" for spec in config.data)
+    if not config.eval_data and not with_zoo:
+        train, held_out = split_by_prompt(items, fraction)
+        return train, draw_items(held_out, limit, config.data), {}, {}
+    specs = config.eval_data or ["zoo:held-out"]
+    all_held_out, counts = read(specs)
+    prompts = set(map(prompt_key, all_held_out))  # with those that another run may evaluate
+    train = [item for item in items if prompt_key(item) not in prompts]
     if not train:
         raise InputError("no training data left: every prompt is held out, give other --eval-data")
-    return train, held_out, {"prompt is held out": len(items) - len(train)}
+    dropped = {"prompt is held out": len(items) - len(train)}
+    dropped_held_out = {reason: count for reason, count in counts.items() if count}
+    return train, draw_items(all_held_out, limit, specs), dropped, dropped_held_out
 
 
-def split_by_prompt(items: list, fraction: float, limit: int | None, seed: int) -> tuple:
+def split_by_prompt(items: list, fraction: float) -> tuple[list, list]:
     """Split pairs or prompts into (training, held-out), in order; no prompt is in both lists.
 
-    Seed and prompt are hashed to a number in [0, 1), so a prompt stays on its side when others are
-    added or removed.  Prompts below `fraction` are held out, lowest first, as long as they have at
-    most `limit` items together; each list gets at least one prompt.
+    A prompt is hashed to a number in [0, 1); below `fraction` it is held out.  So it is on the same
+    side in every run, for pairs and prompts, and when others are added or removed.  Each list gets
+    at least one prompt.
     """
-    if not 0 < fraction < 1:
-        raise InputError(f"the held-out fraction must lie between 0 and 1, got {fraction}")
-    sizes = Counter(map(prompt_text, items))
-    hashes = {text: hashlib.sha256(f"{seed} {text}".encode()).hexdigest() for text in sizes}
-    held_out, free = set(), len(items) if limit is None else limit
-    for text in sorted(sizes, key=hashes.get)[:-1]:
-        below = int(hashes[text], 16) / 16**64 < fraction
-        if sizes[text] <= free and (below or not held_out):
-            held_out.add(text)
-            free -= sizes[text]
-    if not held_out:
-        several = f"no prompt has at most {limit} rows"
-        reason = several if len(sizes) > 1 else "all rows of --data have the same prompt"
-        raise InputError(f"{reason}, so none can be held out: name other data with --eval-data")
-    train = [item for item in items if prompt_text(item) not in held_out]
-    return train, [item for item in items if prompt_text(item) in held_out]
+    hashes = {key: hashlib.sha256(key.encode()).hexdigest() for key in map(prompt_key, items)}
+    by_hash = sorted(hashes, key=hashes.get)
+    if len(by_hash) < 2:
+        raise InputError(
+            "all rows of --data have the same prompt, so none can be held out: "
+            "name other data with --eval-data"
+        )
+    held_out = {key for key in by_hash if int(hashes[key], 16) / 16**64 < fraction}
+    held_out = (held_out | {by_hash[0]}) - {by_hash[-1]}
+    train = [item for item in items if prompt_key(item) not in held_out]
+    return train, [item for item in items if prompt_key(item) in held_out]
 
 
-def encode_pairs(tokenizer, pairs: list[Pair], max_length: int, source: str):
+def encode_pairs(tokenizer, pairs: list[Pair], max_length: int, source: str, limit="--max-length"):
     """Pairs as token ids, and how many were dropped or cut, by reason.
 
     A prompt is cut on the left until prompt and longer answer fit in max_length tokens; a pair
-    whose answer does not fit is dropped.  InputError, which names `source`, if no pair is left.
+    whose answer does not fit is dropped.  InputError if no pair is left.  source, limit: names of
+    the data and of max_length, for messages.
     """
     encoded, dropped = [], Counter()
     for pair in pairs:
         answers = [encode_answer(tokenizer, pair.prompt, a) for a in (pair.chosen, pair.rejected)]
         room = max_length - max(map(len, answers))
         if room < 1:
-            dropped["answer longer than --max-length"] += 1
+            dropped[f"answer longer than {limit}"] += 1
         elif answers[0] == answers[1]:
             dropped["answers are the same tokens"] += 1
         else:
@@ -147,8 +195,9 @@ def encode_pairs(tokenizer, pairs: list[Pair], max_length: int, source: str):
             known = tuple(math.nan if rating is None else rating for rating in ratings)
             encoded.append(EncodedPair(prompt, answers, known, pair))
     if not encoded:
-        problem = f"no pair of {source} fits {max_length} tokens"
-        raise InputError(f"{problem}: raise --max-length or take a model with a longer context")
+        advice = f"raise {limit}" if "--" in limit else "take a model with a longer context"
+        problem = f"no pair of {source} fits {limit} of {max_length} tokens"
+        raise InputError(f"{problem}: {advice}, or give shorter answers")
     return encoded, dict(dropped)
 
 

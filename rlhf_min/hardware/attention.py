@@ -19,7 +19,8 @@ LONGEST = 1024  # keys up to which a whole row is computed at once
 def use_products(model):
     """Let a CPU model that would use `sdpa` use `attention` below instead; returns the model."""
     config = model.config.get_text_config()
-    if model.device.type == "cpu" and config._attn_implementation == "sdpa":
+    takes_functions = model.is_backend_compatible()  # Falcon has its own attention for each name
+    if model.device.type == "cpu" and config._attn_implementation == "sdpa" and takes_functions:
         config._attn_implementation = NAME
     return model
 

@@ -67,6 +67,44 @@ class Decoder:
         self.position, self.mask = self.position[rows], self.mask[rows]
 
 
+class RecomputingDecoder:
+    """A decoder without a cache: each step computes the B rows again, padded on the right.
+
+    For models that keep another state than keys and values, or that take no position ids: padding
+    on the left would change their numbers.
+    """
+
+    compact_below = 0.99  # share of running rows: there is no cache to compact
+
+    def __init__(self, model, prompts: list[list[int]], samples: int, room: int):
+        """prompts [P] token ids; room: new tokens at most."""
+        rows = [prompt for prompt in prompts for _ in range(samples)]
+        self.model, self.lengths = model, torch.tensor(list(map(len, rows)), device=model.device)
+        width = max(map(len, prompts)) + room
+        padded = [row + [0] * (width - len(row)) for row in rows]
+        self.ids = torch.tensor(padded, device=model.device)
+        self.logits = self._next_logits()
+
+    def _next_logits(self) -> Tensor:
+        ids = self.ids[:, : self.lengths.max()]
+        mask = (torch.arange(ids.shape[1], device=ids.device) < self.lengths[:, None]).long()
+        parts = []
+        for i, m, n in zip(*(x.split(8) for x in (ids, mask, self.lengths)), strict=True):
+            logits = self.model(input_ids=i, attention_mask=m, use_cache=False).logits
+            parts.append(logits[torch.arange(len(n), device=n.device), n - 1])
+        return torch.cat(parts)
+
+    def __call__(self, token: Tensor) -> Tensor:
+        """The next token of each row [B] → the logits after it [B, V]."""
+        self.ids.scatter_(1, self.lengths[:, None], token[:, None])
+        self.lengths = self.lengths + 1
+        return self._next_logits()
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep these rows only."""
+        self.ids, self.lengths = self.ids[rows], self.lengths[rows]
+
+
 def next_logits(model, cache: DynamicCache, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
     """Append tokens ids [B, n] to the cache; the logits after the last of them: [B, V]."""
     inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}

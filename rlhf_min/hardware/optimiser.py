@@ -6,6 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from rlhf_min.hardware.finite import NonFiniteError
+
 PIECE = 2**20  # numbers updated at once: what one update needs beside the weights fits in the cache
 
 
@@ -24,6 +26,7 @@ class MasterAdamW:
         self.masters, self.adams = [], []  # adams: one AdamW for every piece of every master
         settings = {"betas": (0.9, 0.95), "weight_decay": weight_decay, "fused": True}
         for index, weight in enumerate(self.weights):
+            weight.data = weight.data.contiguous()  # `pieces` of another order would be copies
             master = weight.detach()
             if weight.dtype not in (torch.float32, torch.float64):
                 master = master.float()
@@ -46,7 +49,10 @@ class MasterAdamW:
 
     @torch.no_grad()
     def step(self, lr: float, max_grad_norm: float) -> float:
-        """Clip the gradient, update the weights; returns the norm before clipping."""
+        """Clip the gradient, update the weights; returns the norm before clipping.
+
+        Raises NonFiniteError, before any weight changes, if that norm is NaN or infinite.
+        """
         for index, weight in enumerate(self.weights):
             if weight.grad is not None:
                 self.gradients[index], weight.grad = weight.grad, None
@@ -57,7 +63,7 @@ class MasterAdamW:
         ]).norm().item()  # fmt: skip
         if not norm < float("inf"):
             self.gradients.clear()
-            raise FloatingPointError(f"the gradient's norm is {norm}: lower --lr")
+            raise NonFiniteError(f"the gradient's norm is {norm}")
         scale = min(1.0, max_grad_norm / (norm + 1e-6))
         for index in list(self.gradients):
             gradient, master = self.gradients.pop(index), self.masters[index]
@@ -92,11 +98,20 @@ def pieces(tensor: Tensor) -> tuple[Tensor, ...]:
     return tensor.reshape(-1).split(PIECE)
 
 
-def warm_up(step: int, steps: int) -> float:
-    """Factor of the learning rate in 0-based `step`: rises linearly to 1 over `steps`, then 1."""
-    return min(1.0, (step + 1) / max(steps, 1))
+def warm_up(step: int, warm: float, total: int) -> float:
+    """Factor of the learning rate in 0-based `step` of `total`: rises linearly to 1, then stays.
+
+    warm: steps of the rise, or, below 1, their share of all steps.
+    """
+    return min(1.0, (step + 1) / max(warm_steps(warm, total), 1))
 
 
-def warm_up_and_down(step: int, warm: int, total: int) -> float:
-    """Factor of the learning rate: rises linearly over `warm` steps, then falls to 0 at `total`."""
-    return warm_up(step, warm) * min(1.0, (total - step) / max(total - warm, 1))
+def warm_up_and_down(step: int, warm: float, total: int) -> float:
+    """Factor of the learning rate: rises as in `warm_up`, then falls linearly to 0 at `total`."""
+    down = (total - step) / max(total - warm_steps(warm, total), 1)
+    return warm_up(step, warm, total) * min(1.0, down)
+
+
+def warm_steps(warm: float, total: int) -> float:
+    """Steps of the warm-up: `warm` itself, or, below 1, that share of `total`."""
+    return warm if warm >= 1 else round(warm * total)

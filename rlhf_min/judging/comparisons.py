@@ -18,6 +18,8 @@ from statistics import fmean
 from rlhf_min import InputError
 from rlhf_min.data.files import read_jsonl
 from rlhf_min.data.preferences import Prompt, prompt_text
+from rlhf_min.data.visible import visible
+from rlhf_min.hardware import disk
 from rlhf_min.maths import statistics as stats
 
 SCORE_OF_B = {"a": 0.0, "tie": 0.5, "b": 1.0}
@@ -35,7 +37,7 @@ class Verdict:
 
     winner: str  # "first" | "second" | "tie" | "failed" | "skipped" (by a person) | "waiting"
     explanation: str = ""
-    reply: str = ""  # a language model's whole reply, even if no verdict was found in it
+    reply: str = ""  # what the judge said, even if no verdict was found in it
     prompt_tokens: int = 0
     reply_tokens: int = 0
     ratings: tuple[float, float] | None = None  # gold ratings of both answers, from 1 to 10
@@ -48,7 +50,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A prompt and the answers of models a and b; in order 0 the answer of `first` comes first."""
+    """A prompt and the answers of models a and b.  Order 0 begins with the answer of `first`."""
 
     prompt: Prompt
     a: str
@@ -59,7 +61,8 @@ class Comparison:
 
     def sides(self, order: int) -> tuple[str, str]:
         """The models ("a" and "b") whose answers are shown first and second in order 0 or 1."""
-        return ("a", "b") if (self.first == "a") == (order == 0) else ("b", "a")
+        second = "b" if self.first == "a" else "a"
+        return (self.first, second) if order == 0 else (second, self.first)
 
     def question(self, order: int) -> tuple[Prompt, str, str]:
         """The arguments of a judge: prompt, first answer, second answer."""
@@ -130,15 +133,21 @@ class VerdictLog:
 
 
 def write_verdicts(path: Path, outcomes: list[Outcome], judge: str) -> None:
-    """Write verdicts.csv: one row per comparison, every cell safe to open in a spreadsheet."""
-    with path.open("w", encoding="utf-8", errors="replace", newline="") as file:
+    """Write verdicts.csv: one row per comparison, every cell safe in a spreadsheet or a terminal.
+
+    Control characters are shown as <U+001B>; answers.jsonl holds the exact texts.
+    """
+    with (
+        disk.replaced(path) as draft,
+        draft.open("w", encoding="utf-8", errors="replace", newline="") as file,
+    ):
         table = csv.writer(file)
         table.writerow(COLUMNS.split())
         for outcome in outcomes:
             c, by_order = outcome.comparison, [*outcome.by_order, "", ""][:2]
             cells = [prompt_text(c.prompt), c.a, c.b, c.first, *by_order]
             cells += [outcome.winner, outcome.explanation, judge]
-            table.writerow([re.sub(rf"\A{FORMULA}", "'", cell) for cell in cells])
+            table.writerow([re.sub(rf"\A{FORMULA}", "'", visible(cell)) for cell in cells])
 
 
 def read_verdicts(path: Path) -> list[dict]:
@@ -202,7 +211,8 @@ def summarise(outcomes: list[Outcome], winners_known: bool, seed: int) -> dict:
     unequal = [(d > 0, s == 1) for d, s in zip(differences, scores, strict=True) if d and s != 0.5]
     metrics["longer_wins"] = _mean(b_is_longer == b_wins for b_is_longer, b_wins in unequal)
     if winners_known:
-        return metrics | {"longer_wins_data": _mean(b_is_longer for b_is_longer, _ in unequal)}
+        longer = [(d > 0) + (d == 0) / 2 for d in differences]  # of all judged, as the agreement
+        return metrics | {"longer_wins_data": _mean(longer)}
     for side in ("a", "b"):
         answers = [getattr(c, side) for c in comparisons]
         finished = [getattr(c, f"{side}_finished") for c in comparisons]

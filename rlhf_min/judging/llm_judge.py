@@ -27,6 +27,7 @@ PARAMETERS = (
     {"temperature": 0, "max_tokens": REPLY_TOKENS},
     {"max_completion_tokens": 8 * REPLY_TOKENS},  # for models that reason before they answer
 )
+TOO_LONG = re.compile(r"context.(length|window|size)|too (long|large)|maximum.*tokens", re.I)
 WINNERS = {"1": "first", "2": "second", "tie": "tie"}
 PAIRS = json.JSONDecoder(object_pairs_hook=list)  # a dict would hide the first of two winners
 
@@ -94,7 +95,10 @@ class OpenAIJudge:
         self.create = partial(client.chat.completions.create, model=model)
 
     def __call__(self, prompt: Prompt, first: str, second: str) -> Verdict:
-        """The verdict; "failed" when there is none.  Raises InputError for a wrong key or model."""
+        """The verdict; "failed" when there is none.  Raises InputError for a wrong key or model.
+
+        A text too long for the judge is a failure with a reply: --resume does not ask it again.
+        """
         try:
             completion = self._complete(question(prompt, first, second, secrets.token_hex(8)))
             reply = self._without_key(completion.choices[0].message.content)
@@ -107,7 +111,10 @@ class OpenAIJudge:
                 f"the server knows no model {self.model!r} (404): check --judge and --base-url"
             ) from None
         except self.openai.APIError as error:
-            message = self._without_key(str(error))[:200] if hasattr(error, "status_code") else ""
+            status = getattr(error, "status_code", None)
+            message = self._without_key(str(error))[:200] if status else ""
+            if status == 413 or (status in (400, 422) and TOO_LONG.search(message)):
+                return Verdict("failed", f"too long for the judge: {message}", reply=message)
             return Verdict("failed", f"no reply: {type(error).__name__} {message}".strip())
         except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
             # the client does not check that the body is a chat completion

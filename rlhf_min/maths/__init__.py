@@ -1,1 +1,1 @@
-"""The formulas: pure functions of tensors and numbers.  A first reader begins here."""
+"""The formulas: pure functions of tensors and numbers, without models and files."""

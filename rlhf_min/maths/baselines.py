@@ -10,22 +10,22 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class NoBaseline:
-    """b = 0: unbiased but noisy.  All baselines have these two methods."""
+class Baseline:
+    """b = 0 (`--baseline none`), unbiased but noisy; the other baselines override its methods."""
 
-    value = 0.0  # b, in units of reward
+    value = 0.0  # b, in units of reward, for the log
 
     def advantages(self, rewards: Tensor) -> Tensor:
-        """R − b: rewards [p, K] → advantages [p, K]."""
+        """R − b for some of the step's prompts: rewards [p, K] → advantages [p, K]."""
         return rewards - self.value
 
-    def updated(self, rewards: Tensor) -> "NoBaseline":
+    def updated(self, rewards: Tensor) -> "Baseline":
         """The baseline of the next step, from all rewards of this one [P, K]."""
         return self
 
 
 @dataclass(frozen=True)
-class MovingAverage(NoBaseline):
+class MovingAverage(Baseline):
     """b = (1/S)·Σ_s R_s, the mean of all rewards of earlier steps (Ahmadian et al. 2024, eq. 8)."""
 
     start: float = 0.0  # b of the first step
@@ -42,10 +42,11 @@ class MovingAverage(NoBaseline):
 
 
 @dataclass(frozen=True)
-class ExponentialAverage(NoBaseline):
-    """b ← ρ·b + (1 − ρ)·mean(R), ρ = decay.  `value` must start at the reference's mean reward.
+class ExponentialAverage(Baseline):
+    """b ← ρ·b + (1 − ρ)·mean(R), ρ = decay.
 
-    From 0, on ratings of 1 to 10, all advantages would be positive for about 1/(1 − ρ) steps.
+    `value` must start at the mean reward before training.  If it started at 0 for ratings of 1 to
+    10, all advantages would be positive for about 1/(1 − ρ) steps.
     """
 
     value: float = 0.0
@@ -56,7 +57,7 @@ class ExponentialAverage(NoBaseline):
         return replace(self, value=self.decay * self.value + (1 - self.decay) * mean)
 
 
-class LeaveOneOut(NoBaseline):
+class LeaveOneOut(Baseline):
     """b = the mean reward of the other K − 1 answers to the same prompt."""
 
     def advantages(self, rewards: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Losses of the policy gradient.  The whole answer is one action: log π(y|x) sums over its tokens.
 
 The log-derivative trick, ∇E[R] = E[R·∇log π(y|x)] for y ~ π, turns the gradient of an expectation
-into an average over samples (Williams 1992).  Each loss here has minus that average as gradient.
+into an average over samples (Williams 1992).  The gradient of `reinforce` is minus that average;
+so is that of `ppo_clip` in the first of several updates, where ρ = 1.
 """
 
 import torch
@@ -25,13 +26,13 @@ def ppo_clip(
     log_probs [p, K] with gradient; old_log_probs, advantages [p, K]; count: answers of the whole
     step; clip: ε → scalar.  Where ρ = 1 its gradient is that of `reinforce`.
     """
-    # e²⁰ is far beyond any ε; without the bound an infinite ratio makes the gradient NaN.
+    # e²⁰ is far beyond any ε; an infinite ratio would make the gradient NaN instead of 0.
     ratio = (log_probs - old_log_probs.detach()).clamp_max(20).exp()
     a = advantages.detach()
     return -torch.minimum(ratio * a, ratio.clamp(1 - clip, 1 + clip) * a).sum() / count
 
 
 def clip_fraction(log_probs: Tensor, old_log_probs: Tensor, clip: float = 0.2) -> Tensor:
-    """Share of answers with a ratio outside 1 ± ε: [...] ×2 → scalar.  Ahmadian et al.: < 0.05."""
+    """Share of answers with ρ outside 1 ± ε: both [...] → scalar (Ahmadian et al. 2024: < 0.05)."""
     ratio = (log_probs.detach() - old_log_probs).exp()
     return ((ratio - 1).abs() > clip).float().mean()

@@ -99,7 +99,7 @@ def soft_label_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def squared_earth_mover(logits: Tensor, labels: Tensor) -> Tensor:
-    """Σ_k (P_k − Q_k)² of the two CDFs, mean over answers (Hou et al. 2016): [B, R] ×2 → scalar."""
+    """Σ_k (P_k − Q_k)² of both CDFs, mean over answers (Hou et al. 2016): both [B, R] → scalar."""
     return (logits.softmax(-1).cumsum(-1) - labels.cumsum(-1)).square().sum(-1).mean()
 
 

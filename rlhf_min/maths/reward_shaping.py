@@ -8,15 +8,15 @@ from torch import Tensor
 
 
 def reward_scale(scores: Tensor) -> dict[str, float]:
-    """Mean and standard deviation of the reference model's scores [...]; of equal scores 1."""
+    """Mean and standard deviation of the reference's scores [...]; std is 1 if all are equal."""
     scores = scores.double()
     std = scores.std().item() if scores.numel() > 1 else 0.0
     return {"mean": scores.mean().item(), "std": std if std > 1e-6 else 1.0}
 
 
 def standardise(scores: Tensor, mean: float, std: float) -> Tensor:
-    """(score − mean)/std, [...]: β and the learning rate mean the same for every reward model."""
-    return (scores - mean) / max(std, 1e-6)
+    """(score − mean)/std, [...]: so β weighs the same against every reward model."""
+    return (scores - mean) / std
 
 
 def penalise_missing_end(rewards: Tensor, finished: Tensor, penalty: float) -> Tensor:
@@ -25,17 +25,18 @@ def penalise_missing_end(rewards: Tensor, finished: Tensor, penalty: float) -> T
 
 
 def with_kl(rewards: Tensor, log_probs: Tensor, ref_log_probs: Tensor, beta: float) -> Tensor:
-    """R = r − β·log[π(y|x)/π_ref(y|x)] (Ahmadian et al. 2024, eq. 3).
+    """R = r' − β·log[π(y|x)/π_ref(y|x)] (Ahmadian et al. 2024, eq. 3).
 
-    rewards r, log_probs, ref_log_probs [...]; beta in reward units per nat → [...], no gradient.
+    rewards r', standardised; log_probs, ref_log_probs; all [...]; beta in reward units per nat
+    → [...], a constant for autograd.
     """
     return (rewards - beta * (log_probs - ref_log_probs)).detach()
 
 
 # Estimators of KL(π ‖ π_ref) on answers sampled from π (Schulman 2020, "Approximating KL
-# Divergence"), with u = log π_ref − log π: log-probs [...] ×2 → [...], nats per answer.
-# As a loss k1 has a gradient of mean zero, so it cannot limit the KL, k2 has the right one, and k3
-# minimises KL(π_ref ‖ π), the other direction.  In a detached reward (`with_kl`) k1 is right.
+# Divergence"), with u = log π_ref − log π: both log-probs [...] → [...], nats per answer.
+# In a detached reward (`with_kl`) k1 is right.  Used as losses they differ: the gradient of k1 has
+# mean zero, so k1 limits nothing; k2 has the gradient of this KL; k3 that of KL(π_ref ‖ π).
 
 
 def k1(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from statistics import fmean, pstdev
 
@@ -87,6 +88,12 @@ def distinct_n(texts: Sequence[Sequence[Hashable]], n: int = 2) -> float:
     """Different n-grams over all n-grams of texts (Li et al. 2016), 0 if none; falls with texts."""
     grams = [tuple(text[i : i + n]) for text in texts for i in range(len(text) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def share_equal(items: Sequence[Hashable]) -> float:
+    """Share of the pairs of items that are equal (Simpson's index); 0 for fewer than two items."""
+    n = len(items)
+    return sum(c * (c - 1) for c in Counter(items).values()) / (n * (n - 1)) if n > 1 else 0.0
 
 
 def longest_run(tokens: Sequence[Hashable], longest_unit: int = 8) -> int:

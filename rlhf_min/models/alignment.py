@@ -22,6 +22,7 @@ def check_alignment(gap: float, dtype: torch.dtype) -> None:
     if not gap <= tolerance:
         raise InputError(
             f"the log-probs of sampling and training differ by {gap:.3g} nats per token (rounding "
-            f"explains {tolerance:g}), so the gradient would be wrong: this model does not "
-            "compute the same with and without its cache; try --dtype float32 or another model"
+            f"explains {tolerance:g}), so the gradient would be wrong: either "
+            "this code was changed, or this model does not compute the same with and without its "
+            "cache: then try --dtype float32 or another model"
         )

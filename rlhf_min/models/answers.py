@@ -3,10 +3,15 @@
 import torch
 
 from rlhf_min import InputError
+from rlhf_min.hardware.finite import naming
 from rlhf_min.models.batches import length_batches
 from rlhf_min.models.layout import context_length
 from rlhf_min.models.sampling import Rollout, sample
 from rlhf_min.models.tokens import decode_answer, encode_answer, encode_prompt, end_token_ids
+
+
+class AnswerTooLongError(InputError):
+    """An answer alone fills the context of the model that should read it."""
 
 
 def answer_texts(tokenizer, rollout: Rollout) -> list[list[str]]:
@@ -19,7 +24,8 @@ def encode_texts(
 ) -> tuple[list[list[int]], list[list[list[int]]]]:
     """Token ids of prompts [P] (text or messages) and answer texts [P][K], for a reward model.
 
-    ends [P][K]: whether the end token follows.  Prompts are cut on the left, answers never.
+    ends [P][K]: whether the end token follows.  Prompts are cut on the left, answers never:
+    AnswerTooLongError.
     """
     ids, branches = [], []
     for prompt, own, own_ends in zip(prompts, texts, ends, strict=True):
@@ -29,7 +35,7 @@ def encode_texts(
         ]
         longest = max(map(len, encoded))
         if longest >= max_tokens:
-            raise InputError(
+            raise AnswerTooLongError(
                 f"an answer of {longest} tokens does not fit the reward model's context of "
                 f"{max_tokens}: answers are never cut, give shorter ones"
             )
@@ -48,7 +54,8 @@ def sample_texts(
     settings = max_new_tokens, end_token_ids(model, tokenizer), temperature, generator
     texts, finished = [""] * len(ids), [False] * len(ids)
     for group in length_batches(list(map(len, ids)), batch_size, max_positions=2**16):
-        rollout = sample(model, [ids[i] for i in group], 1, *settings)
+        with naming({"place": "sampling", "prompts": [prompts[i] for i in group]}):
+            rollout = sample(model, [ids[i] for i in group], 1, *settings)
         for i, (answer,), (done,) in zip(group, rollout.answers, rollout.finished, strict=True):
             texts[i], finished[i] = decode_answer(tokenizer, answer), bool(done)
     return texts, finished

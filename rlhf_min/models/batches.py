@@ -8,8 +8,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from rlhf_min import InputError
 from rlhf_min.hardware.attention import NAME
-from rlhf_min.models.layout import Layout, context_length, slides
+from rlhf_min.models.layout import Layout, context_length, needs_plain_rows, slides
 from rlhf_min.models.prompt_tree import Tree, build_tree, hidden_states, row_length, tree_rows
 
 SPANS_FROM = 256  # row length from which attention branch by branch is faster
@@ -67,29 +68,43 @@ def layout_of(model) -> Layout:
 def choose_layout(model, say=print) -> Layout:
     """The fastest layout that gives this model the same hidden states as plain rows.
 
-    Short sliding windows, recurrent models and some attention kernels cannot take a tree.
+    Short sliding windows, recurrent models and some attention kernels cannot take a tree.  Raises
+    InputError for a model that cannot take plain rows either.
     """
     config, context = model.config.get_text_config(), context_length(model)
     # GPT-Neo's window counts positions in the row, not position ids: no row may be longer.
     longest = min(context, getattr(config, "window_size", None) or sys.maxsize)
-    plain = Layout(False, context, model.dtype, model.device)
+    reason = needs_plain_rows(model)
+    cache = slides(model, context) and not reason
+    if cache:
+        reason = "it attends to a sliding window"  # which a 4-D mask would switch off
+    plain = Layout(False, context, model.dtype, model.device, cache=cache)
     trees = [Layout(True, longest, model.dtype, model.device)]
     if config._attn_implementation == NAME:
         trees.insert(0, replace(trees[0], spans_from=0))
-    reason = "it attends to a sliding window"  # which a 4-D mask would switch off
     tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1
-    for layout in [] if slides(model, context) else trees:
+    for layout in [] if reason else trees:
         try:
             tree, rows = (_probe_states(model, x) for x in (layout, plain))
         except (RuntimeError, ValueError, TypeError) as error:
-            reason = str(error).splitlines()[0]
+            reason = _first_line(error)
             continue
         gap = (tree - rows).abs().max().item() / rows.abs().max().item()
         if gap < tolerance:
             return replace(layout, spans_from=max(layout.spans_from, SPANS_FROM))
         reason = f"states differ by {gap:.1e}"
-    say(f"{type(model).__name__} cannot take a prompt tree ({reason}): one row per answer instead")
+    name, slower = type(model).__name__, "" if cache else ", and sampling without a KV cache"
+    try:
+        _probe_states(model, plain)
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = _first_line(error)
+        raise InputError(f"{name} is no decoder language model ({reason}): take one") from error
+    say(f"{name} cannot take a prompt tree ({reason}): one row per answer instead{slower}")
     return plain
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _probe_states(model, layout: Layout) -> Tensor:

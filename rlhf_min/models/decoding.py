@@ -5,18 +5,22 @@ import torch.nn.functional as F
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from rlhf_min.hardware.decoding import Decoder, GrowingLayer, next_logits
+from rlhf_min.hardware.decoding import Decoder, GrowingLayer, RecomputingDecoder, next_logits
 from rlhf_min.hardware.static_decoding import StaticDecoder, StaticLayer, use_static
+from rlhf_min.models.batches import layout_of
 from rlhf_min.models.layout import slides, tree_mask
 
 
-def make_decoder(model, prompts: list[list[int]], samples: int, room: int, static=None) -> Decoder:
+def make_decoder(model, prompts: list[list[int]], samples: int, room: int, static=None):
     """A decoder for `samples` answers to each prompt: row p·samples + k is the k-th of prompt p.
 
-    prompts [P] token ids; room: new tokens at most; static: use tensors of fixed size (by default
-    on a GPU, where the model allows it).
+    prompts [P] token ids; room: new tokens at most; static: a KV cache of fixed size (True) or one
+    that grows (False); by default what the model allows, fixed on a GPU.
     """
-    static = use_static(model) if static is None else static
+    if static is None:
+        if not layout_of(model).cache:
+            return RecomputingDecoder(model, prompts, samples, room)
+        static = use_static(model)
     width = max(map(len, prompts))
     if static:
         room += -(width + room) % 16  # fused attention kernels need aligned masks

@@ -1,10 +1,13 @@
 """How a model takes its rows (layout, mask, longest row) and makes its logits."""
 
+import inspect
 import sys
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,7 @@ class Layout:
     dtype: torch.dtype  # of the additive mask, the model's own
     device: torch.device
     spans_from: float = float("inf")  # row length from which attention goes branch by branch
+    cache: bool = True  # False: it cannot decode with a KV cache and padding on the left
 
     @property
     def max_positions(self) -> int:
@@ -38,7 +42,8 @@ def tree_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
 def context_length(model) -> int:
     """Longest row of a model in tokens, prompt and answer together."""
     config = model.config.get_text_config()
-    return getattr(config, "max_position_embeddings", None) or sys.maxsize
+    length = getattr(config, "max_position_embeddings", None) or 0
+    return length if length > 0 else sys.maxsize  # XLNet: -1
 
 
 def slides(model, length: int) -> bool:
@@ -47,16 +52,30 @@ def slides(model, length: int) -> bool:
     return window is not None and window < length
 
 
+def needs_plain_rows(model) -> str:
+    """Why a model cannot take a tree, nor rows padded on the left; "" if nothing speaks against it.
+
+    The numbers alone do not show it where a small model's recurrence or alibi changes them little.
+    """
+    if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
+        return "it takes no position ids"
+    layers = DynamicCache(config=model.config).layers
+    if not all(isinstance(layer, DynamicLayer) for layer in layers):
+        return "it keeps a recurrent state"
+    return "its positions are slopes" if getattr(model.config, "alibi", False) else ""
+
+
 def head_logits(model, hidden: Tensor) -> Tensor:
-    """The model's logits from its last hidden states: [N, H] → [N, V] float32 (float64 if so).
+    """The model's logits from its last hidden states: [N, H] → [N, V] float32, or float64.
 
     Some models scale or cap their logits (Granite, Cohere; Gemma 2).  A model that changes them in
     another way is stopped by `check_alignment`, because sampling uses the model's own forward.
     """
     config = model.config.get_text_config()
-    z = model.get_output_embeddings()(hidden)
+    head = model.get_output_embeddings()
+    z = head(hidden.to(head.weight.dtype))  # Mamba's hidden states are always float32
     z = z if z.dtype == torch.float64 else z.float()
-    scale = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+    scale = (getattr(config, "logit_scale", None) or 1.0) / getattr(config, "logits_scaling", 1.0)
     z = z if scale == 1 else z * scale
     softcap = getattr(config, "final_logit_softcapping", None)
     return softcap * (z / softcap).tanh() if softcap else z

@@ -1,26 +1,28 @@
 """Loading, checking and saving models and tokenizers."""
 
-import os
 import tempfile
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from rlhf_min import InputError
+from rlhf_min.hardware import disk
 from rlhf_min.hardware.attention import use_products
 from rlhf_min.hardware.device import keep_freed_memory
+from rlhf_min.models.tokens import same_vocabulary
+
+HEADS = ("score.", "classifier.")  # names of the weights of a reward head
 
 logging.disable_progress_bar()
 logging.set_verbosity_error()  # our own errors say what is missing from a checkpoint
 
 
-def load_tokenizer(path: str):
-    """A tokenizer that can end an answer.  Raises InputError when it has no end token."""
+def load_tokenizer(path: str, needs_end: bool = True):
+    """A tokenizer.  Raises InputError when it has no end token and needs one to end answers."""
     tokenizer = _from_hub(AutoTokenizer, path, "tokenizer")
-    if tokenizer.eos_token_id is None:
+    if needs_end and tokenizer.eos_token_id is None:
         raise InputError(f"{path} has no end token: set eos_token in its tokenizer_config.json")
     return tokenizer
 
@@ -33,11 +35,32 @@ def load_causal_lm(path: str, dtype: torch.dtype):
     return model
 
 
+def load_reference(path: str, policy, tokenizer):
+    """The frozen model that KL is measured to.  Raises InputError if it has other tokens.
+
+    path: of --reference, or where that is empty of the policy; tokenizer: the policy's.
+    """
+    reference = load_causal_lm(path, policy.dtype)
+    if not same_vocabulary(tokenizer, load_tokenizer(path)):
+        raise InputError(
+            f"--reference {path} has another tokenizer than --model: both must give the same text "
+            "the same token ids, so take a model of the same family"
+        )
+    rows, needed = (m.get_input_embeddings().num_embeddings for m in (reference, policy))
+    if rows < needed:
+        raise InputError(
+            f"--reference {path} has {rows} embeddings, but --model has {needed} and can sample "
+            "them all: take a model of the same family"
+        )
+    return reference
+
+
 def load_model(auto_class, path: str, dtype: torch.dtype, labels: int | None = None):
     """A pretrained model on the GPU or else the CPU, and transformers' report of missing weights.
 
     Dropout is off: with it sampling and training would use different functions.  Raises InputError
-    when path (folder or hub id) cannot be read, has another head or lacks a weight below the head.
+    when path (folder or hub id) cannot be read, has another head, lacks a weight below the head, or
+    holds a weight that is not finite.
     """
     keep_freed_memory()
     config = _from_hub(AutoConfig, path, "config")
@@ -51,40 +74,92 @@ def load_model(auto_class, path: str, dtype: torch.dtype, labels: int | None = N
     for name, value in config.to_dict().items():
         if ("drop" in name or name.endswith("pdrop")) and isinstance(value, float):
             setattr(config, name, 0.0)
-    settings = {"config": config, "dtype": dtype, "output_loading_info": True}
-    model, info = _from_hub(auto_class, path, "model", **settings)
-    missing = sorted(set(info["missing_keys"]) - {"score.weight"})
+    settings = {"config": config, "dtype": dtype, "use_safetensors": True}
+    model, info = _from_hub(auto_class, path, "model", output_loading_info=True, **settings)
+    embedding = _embedding_name(model)
+    if embedding in info["missing_keys"] and config.tie_word_embeddings:
+        # The tied weight is stored under the name of the output layer, which a classifier lacks.
+        tied, full = _from_hub(
+            AutoModelForCausalLM, path, "model", output_loading_info=True, **settings
+        )
+        if not full["missing_keys"]:
+            model.set_input_embeddings(tied.get_input_embeddings())
+            info["missing_keys"].remove(embedding)
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith(HEADS))
     if missing:
         raise InputError(
             f"{path} lacks the weight {missing[0]}, which would be left random: "
             "give a decoder language model saved with save_pretrained"
         )
+    # Else the pad token's embedding is never trained, and with pad = end every answer has it.
+    model.get_input_embeddings().padding_idx = None
+    _check_finite(model, path)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return use_products(model.to(device).eval()), info
 
 
+def _embedding_name(model) -> str:
+    """The full name of the weight of a model's input embeddings."""
+    weight = model.get_input_embeddings().weight
+    return next(name for name, parameter in model.named_parameters() if parameter is weight)
+
+
+def _check_finite(model, path: str) -> None:
+    """Raise InputError for weights that are NaN or infinite."""
+    weights = {name: weight for name, weight in model.named_parameters() if weight.numel()}
+    # The smallest and the largest number are NaN where one number is: no copy of the weight.
+    extremes = {name: torch.stack(weight.detach().aminmax()) for name, weight in weights.items()}
+    bad = [name for name, extreme in extremes.items() if not extreme.isfinite().all()]
+    if bad:
+        raise InputError(
+            f"{path} has weights that are not finite numbers, {len(bad)} of {len(weights)} tensors "
+            f"(first: {bad[0]}): its file is damaged or its training diverged, give another model"
+        )
+
+
 def _from_hub(auto_class, path: str, what: str, **settings):
+    """`auto_class.from_pretrained`, which runs no code of the folder; InputError if it fails."""
     folder = Path(path)
     # A hub id is "name" or "owner/name"; what lies in a folder that exists here is meant locally.
     local = folder.is_absolute() or (folder.parent != Path(".") and folder.parent.is_dir())
     if local and not folder.exists():
         raise InputError(f"cannot load a {what} from {path!r}: there is no such folder")
     try:
-        return auto_class.from_pretrained(path, **settings)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"cannot load a {what} from {path!r} ({reason}): give a Hugging Face folder or hub id"
-        ) from error
+        return auto_class.from_pretrained(path, trust_remote_code=False, **settings)
+    except Exception as error:  # transformers and the hub raise many types
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        advice = "give a Hugging Face folder or hub id"
+        if "trust_remote_code" in str(error):
+            reason = "it asks for its own code (auto_map), which is never run"
+            advice = "give a model of an architecture that transformers has"
+        elif "Unrecognized configuration class" in reason:
+            kind = settings["config"].model_type
+            reason = f"transformers has no {auto_class.__name__} for the type {kind}"
+            advice = "take a model of another family"
+        elif any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
+            reason = "its weights are pickled (.bin), which can hold code and is never loaded"
+            advice = (
+                "if you trust it, convert it to safetensors: "
+                f'AutoModelForCausalLM.from_pretrained("{path}").save_pretrained("{path}")'
+            )
+        raise InputError(f"cannot load a {what} from {path!r} ({reason}): {advice}") from error
 
 
 def save_model(model, tokenizer, out: str | Path) -> None:
-    """Save model and tokenizer as an ordinary Hugging Face folder; each file is replaced whole."""
-    with tempfile.TemporaryDirectory(dir=out, prefix=".saving-") as draft:
+    """Save model and tokenizer as an ordinary Hugging Face folder; each file is replaced whole.
+
+    config.json is the last: where it is, the model is whole.  Raises InputError when the disk is
+    full or the folder is gone.
+    """
+    out = Path(out)
+    with disk.writing(out), tempfile.TemporaryDirectory(dir=out, prefix=".saving-") as draft:
         model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
-        for file in Path(draft).iterdir():
-            os.replace(file, Path(out) / file.name)
+        files = [path for path in Path(draft).rglob("*") if path.is_file()]
+        for file in sorted(files, key=lambda path: path.name == "config.json"):
+            target = out / file.relative_to(draft)
+            target.parent.mkdir(exist_ok=True)
+            disk.move(file, target)
 
 
 def checkpoint_activations(model) -> None:

@@ -3,10 +3,12 @@
 In plain PyTorch, for one prompt x and one answer y of T tokens:
 
     logits = model(torch.tensor([x + y])).logits[0, len(x) - 1 : -1]    # [T, V], one token earlier
-    log_p = logits.log_softmax(-1)                                      # [T, V]
+    log_p = (logits / temperature).log_softmax(-1)                      # [T, V]
     log_prob = log_p[range(T), y].sum()                                 # log π(y|x), a sum
 
-`answer_log_probs` computes the same for whole trees, without the [T, V] logits of all answers.
+Everywhere π means the distribution that is sampled from: softmax(logits / temperature).
+`answer_log_probs` computes the same for a tree: some prompts and their answers as one batch, of
+which a first reader need not know more (prompt_tree.py).  `tree_batches` yields such batches.
 """
 
 from functools import partial
@@ -16,35 +18,37 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from rlhf_min.hardware.finite import check_finite
 from rlhf_min.models.batches import tree_batches
 from rlhf_min.models.layout import head_logits
 from rlhf_min.models.prompt_tree import Tree, hidden_states
 from rlhf_min.models.sampling import Rollout
 
 MAX_LOGITS = 2**22  # numbers in one chunk of logits: 16 MiB of float32
-MIN_TOKENS = 128  # of a chunk: for fewer, loading the output weights takes longer than the product
+MIN_TOKENS = 128  # in one chunk: with fewer, most time goes into loading the output weights
 
 
 def answer_log_probs(model, tree: Tree, temperature: float = 1.0) -> Tensor:
     """log π(y|x) = Σ_t log π(y_t | x, y_<t) of each branch, end token included: [B] float32."""
-    tokens = token_log_probs(model, tree, temperature)
-    return tokens.new_zeros(len(tree.ends)).index_add(0, tree.owners, tokens)
+    per_token = token_log_probs(model, tree, temperature)
+    return per_token.new_zeros(len(tree.ends)).index_add(0, tree.owners, per_token)
 
 
 @torch.no_grad()
-def rollout_log_probs(
-    model, rollout: Rollout, temperature: float, max_rows: int, max_positions: int = 0
-) -> Tensor:
-    """log π(y|x) of every answer of a rollout, without gradient: [P, K] float32."""
+def rollout_log_probs(model, rollout: Rollout, temperature: float, max_rows: int, *limit):
+    """log π(y|x) of every answer of a rollout, without gradient: [P, K] float32.
+
+    max_rows, limit: of `tree_batches`.
+    """
     log_probs = torch.zeros(rollout.finished.shape, device=model.device)
-    batches = tree_batches(model, rollout.prompts, rollout.answers, max_rows, max_positions)
-    for p, tree in batches:
+    for p, tree in tree_batches(model, rollout.prompts, rollout.answers, max_rows, *limit):
         log_probs[p] = answer_log_probs(model, tree, temperature).view(len(p), -1)
+    check_finite("an answer's log-prob", log_probs)
     return log_probs
 
 
 def token_log_probs(model, tree: Tree, temperature: float = 1.0) -> Tensor:
-    """log π(y_t | x, y_<t) of every answer token of the tree: [N] float32 (float64 if so).
+    """log π(y_t | x, y_<t) of every answer token: [N] float32 (float64 of a float64 model).
 
     Logits are computed for answer tokens only, in chunks, and again in the backward pass, so that
     memory does not grow with tokens × vocabulary.

@@ -10,6 +10,8 @@ from transformers import AutoModelForSequenceClassification
 
 from rlhf_min import InputError
 from rlhf_min.maths.ratings import entropic_rating, mean_rating, win_log_probability
+from rlhf_min.models.batches import tree_batches
+from rlhf_min.models.encoder import is_encoder
 from rlhf_min.models.loading import load_model
 from rlhf_min.models.prompt_tree import Tree, hidden_states
 
@@ -19,33 +21,52 @@ LABELS = {"scalar": 1, "ratings": 10}
 def new_reward_model(path: str, head: str, dtype: torch.dtype):
     """A language model (folder or hub id) with a zero-initialised head: all answers score the same.
 
-    head: "scalar" or "ratings"; a reward model keeps its own.  Raises InputError as `load_model`.
+    head: "scalar" or "ratings"; if path is a reward model, its trained head stays.  Raises
+    InputError as `load_model`.
     """
     model, info = load_model(AutoModelForSequenceClassification, path, dtype, LABELS[head])
-    if not hasattr(model, "score"):
-        raise InputError(f"{path} has a head that is not `score`: start from a language model")
+    if is_encoder(model):
+        raise InputError(
+            f"{path} is an encoder, which train_rm.py does not train: start from a decoder "
+            "language model (a trained encoder with 1 label works as --reward-model)"
+        )
     if info["missing_keys"]:
         torch.nn.init.zeros_(model.score.weight)  # the first loss is exactly the chance level
     return model
 
 
-def load_reward_model(path: str, dtype: torch.dtype):
-    """A trained reward model.  Raises InputError where there is none, and as `load_model`."""
+def load_reward_model(path: str, dtype: torch.dtype, needs_ratings: bool = False):
+    """A trained reward model.  Raises InputError where there is none, and as `load_model`.
+
+    needs_ratings: whether its head must give a distribution over ratings.
+    """
     model, info = load_model(AutoModelForSequenceClassification, path, dtype)
-    trained = hasattr(model, "score") and not info["missing_keys"]
-    if not trained or model.config.num_labels not in LABELS.values():
+    base = "LANGUAGE_MODEL" if is_encoder(model) else path
+    advice = f"train one with `python train_rm.py --model {base} --out runs/rm`"
+    if info["missing_keys"]:
+        raise InputError(f"{path} has no reward head with trained weights: {advice}")
+    if model.config.num_labels not in LABELS.values():
         raise InputError(
-            f"{path} has no reward head (1 or 10 labels) with trained weights: "
-            f"train one with `python train_rm.py --model {path} --out runs/rm`"
+            f"{path} is a classifier with {model.config.num_labels} labels, but a reward model has "
+            "1 (a score) or 10 (the ratings 1 to 10): give one that has, or train one with "
+            "`python train_rm.py --model LANGUAGE_MODEL --out runs/rm`"
+        )
+    if model.config.is_encoder_decoder:
+        raise InputError(f"{path} is an encoder-decoder: give a decoder or an encoder with a head")
+    if needs_ratings and model.config.num_labels == LABELS["scalar"]:
+        raise InputError(
+            f"--reading entropic and --weight need a distribution over ratings, but {path} "
+            "gives one number: train a reward model with --head ratings"
         )
     return model
 
 
 def separate_pad(model, tokenizer) -> None:
-    """Give a tokenizer whose pad token is its end token another pad token; the model follows.
+    """Give tokenizer and model another pad token if the tokenizer's pad token is its end token.
 
     transformers reads the score at the last token that is not padding.  With pad = end (as in
-    SmolLM2-Instruct) that is the token *before* the end; we find the last token by its length.
+    SmolLM2-Instruct) that is the token *before* the end.  This code does not look for
+    padding, but others who load the saved folder do.
     """
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         others = tokenizer.unk_token, tokenizer.bos_token
@@ -59,13 +80,23 @@ def separate_pad(model, tokenizer) -> None:
 
 
 def branch_outputs(model, tree: Tree) -> Tensor:
-    """The head's output at each branch's last token: [B, labels] float32 (float64 likewise)."""
+    """The head's output at each branch's last token: [B, labels] float32, or float64."""
     output = model.score(hidden_states(model, tree)[tree.ends])
     return output if output.dtype == torch.float64 else output.float()
 
 
+@torch.no_grad()
+def all_outputs(model, prompts: list[list[int]], branches: list[list[list[int]]]) -> Tensor:
+    """Head outputs of each prompt's branches, all in token ids: [B, labels] float32."""
+    results = {}  # by prompt
+    for p, tree in tree_batches(model, prompts, branches, 64, 2**14):
+        counts = [len(branches[i]) for i in p]
+        results |= zip(p, branch_outputs(model, tree).split(counts), strict=True)
+    return torch.cat([results[i] for i in range(len(prompts))])
+
+
 def win_probability(first: Tensor, second: Tensor) -> Tensor:
-    """P(first ≻ second), Bradley-Terry or with ties ½: head outputs [..., labels] ×2 → [...]."""
+    """P(first ≻ second), Bradley-Terry or with ties ½: head outputs, both [..., labels] → [...]."""
     if first.shape[-1] == 1:
         return (first - second)[..., 0].sigmoid()
     return win_log_probability(first, second, tie=0.5).exp()
@@ -73,7 +104,7 @@ def win_probability(first: Tensor, second: Tensor) -> Tensor:
 
 def wins(first: Tensor, second: Tensor) -> Tensor:
     """1 where the first answer is likelier to win, 0 where the second is, ½ for a tie: [B]."""
-    # Both orders are computed, so that rounding decides no tie.
+    # P may be 0.5000001 for equal outputs; the difference of both orders is then exactly 0.
     return (win_probability(first, second) - win_probability(second, first)).sign() / 2 + 0.5
 
 

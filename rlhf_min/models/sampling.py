@@ -1,4 +1,4 @@
-"""Plain sampling from π: no gradient, no top-k or top-p, no penalties."""
+"""Plain sampling from π: no gradient, no top-k or top-p, no repetition penalty."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rlhf_min.hardware.decoding import decoding_mode
+from rlhf_min.hardware.finite import check_finite
 from rlhf_min.models.decoding import make_decoder
 
 
@@ -32,7 +33,7 @@ def sample(
     """Draw `samples` answers to each prompt from softmax(logits/temperature).
 
     prompts [P] token ids; an answer ends with one of end_ids or after max_new_tokens.  The model's
-    generation_config (greedy decoding, top-k, penalties) is never used.
+    generation_config (greedy decoding, top-k, penalties) is never used.  Raises NonFiniteError.
     """
     device, total = model.device, len(prompts) * samples
     tokens = torch.full((total, max_new_tokens), -1, device=device)
@@ -42,18 +43,20 @@ def sample(
     ends = torch.tensor(end_ids, device=device)
     with decoding_mode(model, max_new_tokens):
         decoder = make_decoder(model, prompts, samples, max_new_tokens)
-        logits = decoder.logits
+        logits = decoder.logits  # [rows, V]; decoder(token [rows]) gives the next ones
         for t in range(max_new_tokens):
             z = logits if temperature == 1 else logits.float() / temperature
             probabilities = z.softmax(-1, dtype=torch.float32)
             token = draw(probabilities, generator)
             tokens[answer_of, t] = torch.where(running, token, -1)
-            log_probs[answer_of] += probabilities.gather(1, token[:, None])[:, 0].log() * running
+            drawn = probabilities.gather(1, token[:, None])[:, 0]
+            check_finite("a sampled token's probability", drawn, rows=answer_of // samples)
+            log_probs[answer_of] += drawn.log() * running
             running = running & ~torch.isin(token, ends)
             count = int(running.sum())
             if t + 1 == max_new_tokens or not count:
                 break
-            if count <= decoder.compact_below * len(running):  # drop finished rows
+            if count <= decoder.compact_below * len(running):  # drop finished rows: it costs time
                 keep = running.nonzero()[:, 0]
                 decoder.keep(keep)
                 answer_of, token, running = answer_of[keep], token[keep], running[keep]

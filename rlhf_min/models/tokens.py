@@ -2,6 +2,9 @@
 
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
+
+from jinja2 import TemplateError
 
 from rlhf_min import InputError
 
@@ -15,19 +18,33 @@ class EncodedPrompt:
 
 
 def end_token_ids(model, tokenizer) -> list[int]:
-    """Token ids that end an answer: from the tokenizer and from the generation config."""
+    """Token ids that end an answer: from tokenizer, chat template and generation config."""
     extra = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     extra = extra if isinstance(extra, list) else [extra]
-    return sorted({tokenizer.eos_token_id, *extra} - {None})
+    return sorted({tokenizer.eos_token_id, turn_end(tokenizer)[0], *extra} - {None})
+
+
+def plain_text(prompt: str | list[dict]) -> str:
+    """A prompt for a model without a chat template: chat messages become paragraphs."""
+    return prompt if isinstance(prompt, str) else "\n\n".join(m["content"] for m in prompt)
 
 
 def chat_text(tokenizer, prompt: str | list[dict], answer: str | None = None) -> str:
-    """The chat template's text: up to where the answer begins, or with this answer."""
+    """The chat template's text: up to where the answer begins, or with this answer.
+
+    Raises InputError when the template refuses the messages (Gemma: no system turn).
+    """
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    if answer is None:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    messages = [*messages, {"role": "assistant", "content": answer}]
-    return tokenizer.apply_chat_template(messages, tokenize=False)
+    settings = {"tokenize": False, "add_generation_prompt": answer is None}
+    if answer is not None:
+        messages = [*messages, {"role": "assistant", "content": answer}]
+    try:
+        return tokenizer.apply_chat_template(messages, **settings)
+    except (TemplateError, TypeError) as error:
+        raise InputError(
+            f"the chat template of {tokenizer.name_or_path} refuses the prompt {prompt!r:.200} "
+            f"({error}): change the prompt's turns, or take another model"
+        ) from error
 
 
 def encode_prompt(tokenizer, prompt: str | list[dict], max_tokens: int = sys.maxsize) -> list[int]:
@@ -41,8 +58,7 @@ def encode_prompt(tokenizer, prompt: str | list[dict], max_tokens: int = sys.max
     if tokenizer.chat_template:
         ids = tokenizer(chat_text(tokenizer, prompt), add_special_tokens=False).input_ids
     else:
-        text = prompt if isinstance(prompt, str) else "\n\n".join(m["content"] for m in prompt)
-        ids = tokenizer(text).input_ids
+        ids = tokenizer(plain_text(prompt)).input_ids
         if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
             ids = ids[:-1]  # some tokenizers close every text
     bos = tokenizer.bos_token_id
@@ -75,20 +91,43 @@ def encode_answer(tokenizer, prompt: str | list[dict], answer: str, end: bool = 
     It is encoded without the prompt, whose tokens must not depend on it.  What the template adds
     after the end token is left out, because rollouts do not have it.
     """
+    end_id, after = turn_end(tokenizer)
     if tokenizer.chat_template:
         before, whole = chat_text(tokenizer, prompt), chat_text(tokenizer, prompt, answer)
         if whole.startswith(before):
-            answer = whole.removeprefix(before).rsplit(tokenizer.eos_token, 1)[0]
+            answer = whole.removeprefix(before).removesuffix(after)
     ids = tokenizer(answer, add_special_tokens=False).input_ids
-    return [*ids, tokenizer.eos_token_id] if end else ids
+    return [*ids, end_id] if end else ids
+
+
+@lru_cache(maxsize=16)
+def turn_end(tokenizer) -> tuple[int, str]:
+    """The token id that ends an answer, and the chat template's text from that token on.
+
+    It is the first special token that the template writes after an answer: Gemma's <end_of_turn>
+    is not its eos_token.  Without a template, or such a token, it is eos_token.
+    """
+    if tokenizer.chat_template:
+        after = chat_text(tokenizer, "question", "\u2063").partition("\u2063")[2]
+        special = {i: str(t) for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+        for i in tokenizer(after, add_special_tokens=False).input_ids:
+            if i in special:
+                return i, after[after.find(special[i]) :]
+    return tokenizer.eos_token_id, ""
+
+
+def same_vocabulary(tokenizer, other) -> bool:
+    """Whether each token has the same id in both tokenizers."""
+    vocabulary, others = tokenizer.get_vocab(), other.get_vocab()
+    if "<|pad|>" not in vocabulary:
+        others.pop("<|pad|>", None)  # which `separate_pad` added
+    return vocabulary == others
 
 
 def same_tokens(tokenizer, other) -> bool:
     """Whether two models can share token ids: same vocabulary and chat template."""
-    vocabulary, others = tokenizer.get_vocab(), other.get_vocab()
-    if "<|pad|>" not in vocabulary:
-        others.pop("<|pad|>", None)  # which `separate_pad` added
-    return vocabulary == others and tokenizer.chat_template == other.chat_template
+    same_template = tokenizer.chat_template == other.chat_template
+    return same_template and same_vocabulary(tokenizer, other)
 
 
 def decode_answer(tokenizer, ids: list[int]) -> str:

@@ -5,11 +5,12 @@ from itertools import pairwise
 from math import sqrt
 from statistics import pstdev
 
-from rlhf_min.reporting.series import finite_values, half_window, series, smooth
+from rlhf_min.reporting.series import finite_values, half_window, series, smooth, too_few
 
 LEVELS = ("hacking", "warning", "healthy", "unknown")  # most serious first
 GOLD_DROP = 0.5  # a smaller fall of the gold rating (1 to 10) from its peak does not count
 MIN_STEPS = 10  # shorter training curves are not used
+EQUAL, UNFINISHED, KL = 0.9, 0.05, 10.0  # limits beyond which a policy has collapsed
 
 
 def diagnose(metrics: list[dict], summary: dict) -> tuple[str, list[str]]:
@@ -26,6 +27,29 @@ def diagnose(metrics: list[dict], summary: dict) -> tuple[str, list[str]]:
         text = f"The learned reward went {_from_to(*reward)}; no other number shows whether answers"
         sentences.append(text + " improved, so let a judge compare them (judge.py).")
     return level, sentences or ["There is too little data for a diagnosis."]
+
+
+def collapse(metrics: dict) -> dict[str, str]:
+    """Metric → sentence, for every sign of a collapsed policy in a step's or held-out metrics."""
+    keys = ("text/equal", "finished/rate", "kl/mean")
+    equal, finished, kl = (finite_values(metrics, key) for key in keys)
+    signs = {}
+    if equal and equal[0] >= EQUAL:
+        signs["text/equal"] = (
+            f"{equal[0]:.0%} of the pairs of answers are equal: the policy gives nearly one answer "
+            "to every prompt; raise --kl or lower --lr."
+        )
+    if finished and finished[0] < UNFINISHED:
+        signs["finished/rate"] = (
+            f"Only {finished[0]:.0%} of the answers end: raise --max-new-tokens or "
+            "--missing-end-penalty."
+        )
+    if kl and kl[0] > KL:
+        signs["kl/mean"] = (
+            f"The KL is {kl[0]:.1f} nats per answer, above {KL:g}: the policy is far from the "
+            "reference model, where the reward model knows little; raise --kl or stop earlier."
+        )
+    return signs
 
 
 def _from_to(old: float, new: float) -> str:
@@ -60,7 +84,9 @@ def _held_out(summary: dict) -> Iterator[tuple[str, str]]:
     """Levels and sentences from the summary's metrics with their 95 % intervals."""
     before, after = summary.get("before") or {}, summary.get("after") or {}
     old, new = (finite_values(side, "reward/mean", "reward/gold") for side in (before, after))
-    if old and new:
+    if old and new and (note := too_few(after)):
+        yield "unknown", f"Held-out gold ratings: {note}."
+    elif old and new:
         reward, gold = zip(old, new, strict=True)
         text = f"Held-out gold rating: {_from_to(*gold)}; learned reward: {_from_to(*reward)}"
         if after.get("reward/gold_high", gold[1]) < before.get("reward/gold_low", gold[0]):
@@ -69,6 +95,9 @@ def _held_out(summary: dict) -> Iterator[tuple[str, str]]:
             yield "healthy", text + "."
         else:
             yield "unknown", text + ": the 95 % intervals of gold overlap, so no change is shown."
+    if note := too_few(summary):
+        yield "unknown", f"Of the intervals: {note}."
+        return
     if values := finite_values(summary, "win_rate", "win_rate_low", "win_rate_high"):
         rate, low, high = values
         text = f"Model b wins {rate:.1%} against model a (95 % interval {low:.1%} to {high:.1%})"
@@ -94,13 +123,14 @@ def _held_out(summary: dict) -> Iterator[tuple[str, str]]:
 def _first_and_last(metrics: list[dict], summary: dict, key: str) -> list[float]:
     """A metric before and after training, on held-out prompts or else from the smoothed curve."""
     sides = [finite_values(summary.get(side) or {}, key) for side in ("before", "after")]
-    if all(sides):
+    if all(sides) and not too_few(summary["after"]):
         return sides[0] + sides[1]
     values = smooth(series(metrics, key)[1])
     return [values[0], values[-1]] if len(values) >= MIN_STEPS else []
 
 
 def _symptoms(metrics: list[dict], summary: dict) -> Iterator[str]:
+    yield from collapse(summary.get("after") or (metrics or [{}])[-1]).values()
     keys = ("text/longest_run", "text/distinct_2", "length/mean", "finished/rate")
     run, variety, length, finished = (_first_and_last(metrics, summary, key) for key in keys)
     if run and run[1] >= 3 and run[1] >= 1.5 * run[0]:
@@ -111,6 +141,8 @@ def _symptoms(metrics: list[dict], summary: dict) -> Iterator[str]:
         yield f"Length changed from {length[0]:.0f} to {length[1]:.0f} tokens per answer."
     if finished and finished[1] < finished[0] - 0.1:
         yield f"Fewer answers are finished: {finished[1]:.0%}, at first {finished[0]:.0%}."
+    if too_few(summary):
+        return
     rates = finite_values(summary, "win_rate", "length_controlled_rate")
     if rates and abs(rates[0] - rates[1]) > 0.05:
         yield f"If answers had equal length, b would win {rates[1]:.1%}, not {rates[0]:.1%}."

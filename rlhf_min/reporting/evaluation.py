@@ -4,10 +4,12 @@ import torch
 from torch import Tensor
 
 from rlhf_min.data.preferences import EncodedPair, prompt_text
+from rlhf_min.data.visible import visible
+from rlhf_min.hardware.finite import check_finite, naming
 from rlhf_min.maths import statistics as stats
 from rlhf_min.maths.preference_losses import bradley_terry, ratings_win_loss
 from rlhf_min.maths.ratings import chance_loss
-from rlhf_min.maths.reward_shaping import k1, reward_scale
+from rlhf_min.maths.reward_shaping import k1, reward_scale, standardise
 from rlhf_min.models.answers import answer_texts
 from rlhf_min.models.batches import tree_batches
 from rlhf_min.models.log_probs import rollout_log_probs
@@ -29,6 +31,8 @@ def evaluate_reward_model(model, pairs: list[EncodedPair], tie: float):
     prompts, answers = [pair.prompt for pair in pairs], [pair.answers for pair in pairs]
     for n, tree in tree_batches(model, prompts, answers, 64, 2**15):
         outputs[n] = branch_outputs(model, tree).view(len(n), 2, -1).cpu()
+    with naming({"place": "held-out pairs", "prompts": [pair.pair.prompt for pair in pairs]}):
+        check_finite("the reward model's output", outputs)
     chosen, rejected = outputs.unbind(1)
     if outputs.shape[-1] == 1:
         loss, chance = bradley_terry(chosen[:, 0], rejected[:, 0]), chance_loss(10, 0.5)
@@ -78,17 +82,26 @@ def scored_rows(pairs: list[EncodedPair], outputs: Tensor) -> list[dict]:
 
 
 def sample_and_score(model, reference, scorer: RewardScorer, prompts, sampling: dict, seed=0):
-    """A rollout with one answer of `model` to each EncodedPrompt, and its rewards [P]."""
+    """A rollout with one answer of `model` to each EncodedPrompt, and its scores [P]."""
     ids = [prompt.ids for prompt in prompts]
     settings = {"generator": torch.Generator(model.device).manual_seed(seed), **sampling}
-    rollout = sample(model, ids, 1, **settings)
-    against = sample(reference, ids, 1, **settings) if scorer.needs_reference else None
-    return rollout, scorer.score(rollout, [p.prompt for p in prompts], against)[0][:, 0]
+    texts = [prompt.prompt for prompt in prompts]
+    with naming({"place": "evaluation", "prompts": texts}):
+        rollout = sample(model, ids, 1, **settings)
+        ref_rollout = sample(reference, ids, 1, **settings) if scorer.needs_reference else None
+        return rollout, scorer.score(rollout, texts, ref_rollout)[0][:, 0]
 
 
 def reference_scale(reference, scorer, prompts, sampling: dict, seed: int) -> dict[str, float]:
-    """Mean and standard deviation of the rewards of one reference answer to each prompt."""
+    """Mean and standard deviation of the scores of one reference answer to each prompt."""
     return reward_scale(sample_and_score(reference, reference, scorer, prompts, sampling, seed)[1])
+
+
+def mean_total_reward(config, metrics: dict, scale: dict[str, float]) -> float:
+    """Mean of standardised score − penalty for a missing end − β·KL, from held-out metrics."""
+    reward = standardise(metrics["reward/mean"], scale["mean"], scale["std"])
+    reward -= config.missing_end_penalty * (1 - metrics["finished/rate"])
+    return reward - config.kl * metrics["kl/mean"]
 
 
 def evaluate_policy(policy, reference, scorer: RewardScorer, prompts, sampling: dict, gold):
@@ -98,8 +111,9 @@ def evaluate_policy(policy, reference, scorer: RewardScorer, prompts, sampling: 
     """
     rollout, rewards = sample_and_score(policy, reference, scorer, prompts, sampling)
     settings = sampling["temperature"], 64, 2**15
-    log_probs = rollout_log_probs(policy, rollout, *settings)
-    kl = k1(log_probs, rollout_log_probs(reference, rollout, *settings))
+    with naming({"place": "evaluation", "prompts": [prompt.prompt for prompt in prompts]}):
+        log_probs = rollout_log_probs(policy, rollout, *settings)
+        kl = k1(log_probs, rollout_log_probs(reference, rollout, *settings))
     table = {
         "prompt": [prompt_text(prompt.prompt) for prompt in prompts],
         "answer": [text for (text,) in answer_texts(scorer.policy_tokenizer, rollout)],
@@ -109,16 +123,17 @@ def evaluate_policy(policy, reference, scorer: RewardScorer, prompts, sampling: 
     columns = {"reward/mean": table["reward"], "kl/mean": kl[:, 0].tolist()}
     if gold:
         table["gold"] = columns["reward/gold"] = list(map(gold, table["prompt"], table["answer"]))
-    metrics = rollout_metrics(rollout)
+    metrics = {"prompts": len(prompts), **rollout_metrics(rollout)}
     for name, values in columns.items():
         metrics[name] = sum(values) / len(values)
         metrics[f"{name}_low"], metrics[f"{name}_high"] = stats.bootstrap_interval(values)
     return metrics, table
 
 
-def gold_of(specs: list[str]):
-    """The function (prompt, answer) → true rating where all data are the zoo's, else None."""
-    return world.gold_rating if {spec.split(":")[0] for spec in specs} == {"zoo"} else None
+def gold_of(config):
+    """(prompt, answer) → true rating if data and eval_data are all the zoo's, else None."""
+    sources = {spec.split(":")[0] for spec in [*config.data, *config.eval_data]}
+    return world.gold_rating if sources == {"zoo"} else None
 
 
 def gold_metric(gold, prompts: list, rollout: Rollout, scorer: RewardScorer) -> dict:
@@ -131,12 +146,13 @@ def gold_metric(gold, prompts: list, rollout: Rollout, scorer: RewardScorer) -> 
 
 
 def rollout_metrics(rollout: Rollout) -> dict[str, float]:
-    """Length in tokens, share of finished answers, distinct-2 and longest run of their tokens."""
+    """Length in tokens, share of finished answers, and how much the answers repeat."""
     flat = [answer for answers in rollout.answers for answer in answers]
     return {
         "length/mean": sum(map(len, flat)) / len(flat),
         "finished/rate": rollout.finished.double().mean().item(),
         "text/distinct_2": stats.distinct_n(flat, 2),
+        "text/equal": stats.share_equal(list(map(tuple, flat))),
         "text/longest_run": sum(map(stats.longest_run, flat)) / len(flat),
     }
 
@@ -179,5 +195,6 @@ def write_results(log: RunLog, state: dict, after: dict, table: dict, steps: int
         if not key.endswith(("_low", "_high")):
             print(f"{key:24}{before[key]:10.3f}{after[key]:10.3f}")
     for row in samples[:3]:
-        print(f"\n{row['prompt']}\n  before: {row['before']}\n  after:  {row['after']}")
+        prompt, old_answer, new_answer = (visible(row[k]) for k in ("prompt", "before", "after"))
+        print(f"\n{prompt}\n  before: {old_answer}\n  after:  {new_answer}")
     return summary

@@ -9,7 +9,6 @@ The page needs no other file and no network, and all text on it is escaped.
 import argparse
 import base64
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -17,15 +16,20 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
 
 from rlhf_min import InputError
+from rlhf_min.data.visible import visible
+from rlhf_min.hardware import disk
 from rlhf_min.judging.comparisons import read_verdicts
 from rlhf_min.reporting.diagnosis import diagnose
 from rlhf_min.reporting.plots import overlay_plots, save_plots
-from rlhf_min.reporting.series import METRICS, finite_values, is_number, key_and_unit, read_run
-
-INVISIBLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
-    "\ud800-\udfff\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
+from rlhf_min.reporting.series import (
+    METRICS,
+    finite_values,
+    is_number,
+    key_and_unit,
+    read_run,
+    too_few,
 )
+
 MAX_CHARACTERS = 4000  # of one text on the page; the run's other files hold all of it
 
 
@@ -35,7 +39,7 @@ def safe_text(value: object) -> Markup:
         return value
     text, mark = format_value(value), "<b class=mark>{}</b>"
     shown = str(escape(text[:MAX_CHARACTERS]))
-    shown = INVISIBLE.sub(lambda match: mark.format(f"U+{ord(match[0]):04X}"), shown)
+    shown = visible(shown, mark)
     rest = len(text) - MAX_CHARACTERS
     return Markup(shown + (mark.format(f"… {rest} more characters") if rest > 0 else ""))
 
@@ -52,11 +56,11 @@ def format_value(value: object) -> str:
 
 
 def with_interval(values: dict, key: str) -> str:
-    """The value of `key`, and [low, high] when the interval is known."""
+    """The value of `key`, and [low, high] when the interval is known, marked if from too few."""
     if not (numbers := finite_values(values, key, f"{key}_low", f"{key}_high")):
         return format_value(values.get(key))
     value, low, high = (format_value(round(number, 3)) for number in numbers)
-    return f"{value} [{low}, {high}]"
+    return f"{value} [{low}, {high}]" + (f" ({note})" if (note := too_few(values)) else "")
 
 
 def flatten(values: dict, prefix: str = "") -> dict:
@@ -128,7 +132,8 @@ def render(path: Path, runs: dict[str, dict], **content) -> Path:
     diagnoses = {name: diagnose(run["metrics"], run["summary"]) for name, run in runs.items()}
     template = engine.get_template("report.html.jinja")
     page = template.render(title=" · ".join(runs), diagnoses=diagnoses, **content)
-    path.write_text(page, "utf-8", "xmlcharrefreplace")
+    with disk.replaced(path) as draft:
+        draft.write_text(page, "utf-8", "xmlcharrefreplace")
     return path
 
 
@@ -176,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         page = write_report(given.runs[0]) if one_run else write_comparison(given.runs, given.out)
     except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {visible(str(error))}", file=sys.stderr)
         return 2
     print(page)
     return 0

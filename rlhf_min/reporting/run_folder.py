@@ -5,8 +5,10 @@ import math
 import os
 import platform
 import re
+import secrets
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Collection
 from contextlib import contextmanager
@@ -16,12 +18,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from rlhf_min import InputError
-from rlhf_min.data.files import read_json, read_jsonl, replace_text
+from rlhf_min.data.files import read_json, replace_text
+from rlhf_min.hardware import disk
+from rlhf_min.hardware.finite import naming
+from rlhf_min.reporting import checkpoints, folder_files, report
+from rlhf_min.reporting.diagnosis import collapse
+from rlhf_min.reporting.series import too_few
 
-CHECKPOINT = "checkpoint.pt"
-RESULTS = (CHECKPOINT, "summary.json", "samples.jsonl", "held_out_scores.jsonl", "report.html")
 IN_BAR = {"loss": "loss/train", "accuracy": "accuracy/train", "reward": "reward/mean"}
 IN_BAR |= {"gold": "reward/gold", "kl": "kl/mean"}  # name in the progress bar → metric
 
@@ -32,23 +38,26 @@ def check_folder(config, may_differ: Collection[str] = ()) -> None:
     With --resume it must hold this very run or nothing; settings in `may_differ` may have changed.
     """
     out, folder = config.out, Path(config.out)
-    if folder.is_file():
-        raise InputError(f"--out {out} is a file: give a folder")
-    if config.overwrite or not folder.exists() or not any(folder.iterdir()):
+    if config.resume and config.overwrite:
+        raise InputError("--resume goes on with a run, --overwrite replaces it: give one of them")
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if not names - {folder_files.LOCK, "run.json.part"}:
         return
-    run = folder / "run.json"
-    if not run.exists():
+    if "run.json" not in names:
         raise InputError(f"--out {out} holds files that no run wrote: give another folder")
+    if config.overwrite:
+        return
     if not config.resume:
         raise InputError(
             f"--out {out} already holds another run: give another folder, --resume to go on, "
             "or --overwrite to replace it"
         )
-    before, now = read_json(run).get("config"), json.loads(json.dumps(asdict(config)))
+    before, now = read_json(folder / "run.json").get("config"), json.loads(json.dumps(vars(config)))
     if not isinstance(before, dict):
-        raise InputError(f"{run} is damaged, so --resume cannot trust it: start again")
-    for name in now:
-        if name not in ("resume", "overwrite", *may_differ) and now[name] != before.get(name):
+        raise InputError(f"{folder}/run.json is damaged, so --resume cannot trust it: start again")
+    for name in now:  # not out: the folder may have moved, or be spelled in another way
+        same = now[name] == before.get(name)
+        if not same and name not in ("out", "resume", "overwrite", *may_differ):
             raise InputError(
                 f"--resume continues the run in {out}, which had --{name.replace('_', '-')} "
                 f"{before.get(name)}, not {now[name]}: give the same settings"
@@ -60,21 +69,36 @@ def check_training(config, may_be_unfinished: str = "") -> None:
 
     may_be_unfinished: a model's folder that the script goes on training by itself.
     """
+    folder = Path(config.out)
     for name in ("model", "reward_model", "reference"):
-        path = getattr(config, name, "")
+        path, flag = getattr(config, name, ""), f"--{name.replace('_', '-')}"
+        if path and folder.exists() and Path(path).exists() and folder.samefile(path):
+            raise InputError(f"{flag} and --out are both {path}: the run would replace its model")
         if path != may_be_unfinished and is_unfinished(path):
             raise InputError(
-                f"--{name.replace('_', '-')} {path} is a run that was interrupted: "
+                f"{flag} {path} is a run that was interrupted: "
                 "go on with it first, by the same command with --resume"
             )
     check_folder(config)
-    if config.resume and (Path(config.out) / "summary.json").exists():
+    finished = (folder / "summary.json").exists() and (folder / "report.html").exists()
+    if config.resume and finished:
         raise InputError(f"--resume: the run in {config.out} is finished, give a new --out")
 
 
 def is_unfinished(folder: str) -> bool:
-    """Whether a training run began in this folder and has saved no model yet."""
+    """Whether a training run began in this folder and has not saved its whole model yet."""
     return (Path(folder) / "run.json").exists() and not (Path(folder) / "config.json").exists()
+
+
+def write_missing_report(config) -> dict | None:
+    """The summary of a run that was killed before its report, which is written now; else None."""
+    out = Path(config.out)
+    if not config.resume or not (out / "summary.json").exists():
+        return None
+    print(f"the run in {out} is finished but for its report: writing it now")
+    checkpoints.delete_checkpoints(out)
+    report.write_report(out)
+    return read_json(out / "summary.json")
 
 
 def environment() -> dict:
@@ -101,19 +125,28 @@ class RunLog:
     Open it only when the input is known to be good: from then on the folder belongs to the run.
     """
 
-    def __init__(self, script: str, config, data: dict, step: int = 0):
-        """data: facts for run.json; step > 0: resume after it, drop the metrics of later steps."""
+    def __init__(self, script: str, config, data: dict, state: dict | None = None):
+        """data: facts for run.json; state: the checkpoint of a resumed run."""
         self.out, self.begin = Path(config.out), time.perf_counter()
         self.save_every, self.stop_requested = getattr(config, "save_every", 1), False
         self.out.mkdir(parents=True, exist_ok=True)
-        if config.overwrite and not step:
-            for name in RESULTS:
-                (self.out / name).unlink(missing_ok=True)
-        rows = read_jsonl(self.out / "metrics.jsonl") if step else []
-        self.write_rows("metrics.jsonl", [row for row in rows if row.get("step", math.inf) <= step])
-        run = {"script": script, "config": asdict(config), "data": data, **environment()}
-        self.write("run.json", run)
-        self.file = (self.out / "metrics.jsonl").open("a")
+        before = read_json(self.out / "run.json") if config.resume else {}
+        if before and before.get("data", {}).get("fingerprint") != data.get("fingerprint"):
+            raise InputError(f"the data changed since the run in {self.out} began: give the same")
+        self.id = before.get("id") or secrets.token_hex(8)
+        if config.overwrite:
+            folder_files.remove_results(self.out)
+        folder_files.remove_leftovers(self.out)
+        run = {"script": script, "id": self.id, "config": asdict(config), "data": data}
+        self.write("run.json", run | environment())
+        state = state or {}
+        self.metrics = state.get("metrics", "")  # the text of metrics.jsonl
+        replace_text(self.out / "metrics.jsonl", self.metrics)
+        self.file = (self.out / "metrics.jsonl").open("ab", buffering=0)
+        if "random" in state:
+            checkpoints.restore_random_states(state["random"])
+        self.warned: set[str] = set()  # signs of collapse that have been said
+        self.under_way: dict = {}  # what `naming` names: the place of a step, its prompts
         self.track = _tracker(getattr(config, "track", "none"), self.out, run)
 
     def log(self, step: int, metrics: dict, bar=None) -> None:
@@ -122,16 +155,25 @@ class RunLog:
         for name, value in metrics.items():
             value = value.item() if isinstance(value, torch.Tensor) else value
             row[name] = None if isinstance(value, float) and not math.isfinite(value) else value
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
+        line = json.dumps(row) + "\n"
+        self.metrics += line
+        with disk.writing(self.out / "metrics.jsonl"):
+            self.file.write(line.encode())
         self.track(step, {k: v for k, v in row.items() if isinstance(v, (int, float))})
+        for key, sentence in collapse(row).items():
+            if key not in self.warned:
+                self.warned.add(key)
+                tqdm.write(f"warning: step {step}: {sentence}", file=sys.stderr)
         if bar is not None:
             shown = {name: metrics[key] for name, key in IN_BAR.items() if key in metrics}
             bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
 
     @contextmanager
     def stop_between_steps(self):
-        """Context manager: Ctrl-C and SIGTERM stop after the next checkpoint, twice at once."""
+        """Context manager: Ctrl-C and SIGTERM stop after the next checkpoint, twice at once.
+
+        Errors about numbers that are not finite name the step and the prompt in `under_way`.
+        """
 
         def request(number, frame):
             if self.stop_requested:
@@ -143,7 +185,8 @@ class RunLog:
         except ValueError:  # Python allows signal handlers in the main thread only
             before = {}
         try:
-            yield
+            with naming(self.under_way):
+                yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -154,9 +197,8 @@ class RunLog:
 
     def checkpoint(self, step: int, state: dict) -> None:
         """Save the state, whole or not at all; then raise KeyboardInterrupt if asked to stop."""
-        draft = self.out / f"{CHECKPOINT}.part"
-        torch.save({**state, "step": step}, draft)
-        os.replace(draft, self.out / CHECKPOINT)
+        own = {"step": step, "run": self.id, "metrics": self.metrics}
+        checkpoints.save_checkpoint(self.out, {**state, **own})
         if self.stop_requested:
             raise KeyboardInterrupt
 
@@ -170,19 +212,14 @@ class RunLog:
         replace_text(self.out / name, "".join(lines))
 
     def finish(self, summary: dict) -> None:
-        """Write the summary, with the seconds since the start, and delete the checkpoint."""
+        """Write the summary, with the seconds since the start, and delete the checkpoints."""
         self.file.close()
+        replace_text(self.out / "metrics.jsonl", self.metrics)
+        if note := too_few(summary.get("after") or summary):
+            summary = {**summary, "note": note}
+            print(f"{self.out}: {note}")
         self.write("summary.json", {**summary, "seconds": time.perf_counter() - self.begin})
-        (self.out / CHECKPOINT).unlink(missing_ok=True)
-
-
-def load_checkpoint(out: str | Path) -> dict | None:
-    """The state that RunLog saved; None, and a line that says so, where there is none."""
-    path = Path(out) / CHECKPOINT
-    if path.exists():
-        return torch.load(path, weights_only=True, map_location="cpu")
-    print(f"nothing to resume in {out}: starting from the beginning")
-    return None
+        checkpoints.delete_checkpoints(self.out)
 
 
 def _tracker(name: str, out: Path, run: dict) -> Callable[[int, dict], None]:

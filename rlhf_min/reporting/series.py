@@ -7,6 +7,7 @@ from statistics import linear_regression
 from rlhf_min import InputError
 from rlhf_min.data.files import read_json, read_jsonl
 
+FEW = 5  # an interval from fewer prompts or pairs means nothing
 METRICS = {  # key in metrics.jsonl → (title, unit)
     "reward/mean": ("Learned reward", "raw score"),
     "reward/gold": ("Gold rating", "1 to 10"),
@@ -44,6 +45,20 @@ def finite_values(row: dict, *keys: str) -> list[float]:
     """The values of `keys` in one row; [] when one of them is missing or not a finite number."""
     values = [row.get(key) for key in keys]
     return [float(value) for value in values] if all(map(is_number, values)) else []
+
+
+def too_few(summary: dict) -> str:
+    """What to say of intervals from fewer than FEW prompts or pairs; "" if there are enough.
+
+    summary: of a reward model or judge, or held-out metrics of a policy; no count is enough.
+    """
+    for keys in (("prompts",), ("wins", "losses", "ties"), ("pairs/held_out",)):
+        if counts := finite_values(summary, *keys):
+            few = sum(counts) < FEW
+            return (
+                f"only {sum(counts):.0f} prompts or pairs: too few for a conclusion" if few else ""
+            )
+    return ""
 
 
 def series(rows: list[dict], *keys: str) -> list[list[float]]:

@@ -1,0 +1,169 @@
+"""The columns of one row: prompt, answers, ratings.  InputError gives the reason of a bad row."""
+
+import math
+import re
+from itertools import takewhile
+
+from rlhf_min import InputError
+
+Message = dict[str, str]  # "role" and "content"
+Prompt = str | list[Message]
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+RATING_COLUMNS = (("chosen_rating", "rejected_rating"), ("score_chosen", "score_rejected"))
+# Data sets with other names: prompt, both answers, and the column that names the better one.
+OTHER_NAMES = (
+    ("input", "output_1", "output_2", "label", {"1": "output_1", "2": "output_2"}),  # LLMBar
+    ("history", "human_ref_A", "human_ref_B", "labels", {"1": "human_ref_A", "0": "human_ref_B"}),
+)  # the second is SHP
+QUESTIONS = ("question", "instruction", "input", "history", "query", "context")
+# As far as the last "Assistant:" (the text dialogues of Anthropic/hh-rlhf), else the last space.
+SHARED_PROMPT = re.compile(r"(?s).*\n\nAssistant:|.*\s|")
+
+
+def as_messages(prompt: Prompt) -> list[Message]:
+    """The prompt as chat messages; a text becomes one user turn."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def prompt_of(row: dict) -> Prompt | None:
+    """The prompt of a row; None if `pair_of` drops the row."""
+    row = _with_our_names(row)
+    if "prompt" in row:
+        return _usable_prompt(_content(row, "prompt"))
+    if "messages" not in row and "chosen" in row:
+        parts = pair_of(row)
+        return None if isinstance(parts, str) else parts[0]
+    turns = _content(row, "messages", wanted="prompt or messages")
+    if isinstance(turns, str) or turns[0]["role"] == "assistant":
+        raise InputError("messages must be chat messages that start with a prompt")
+    return _usable_prompt(turns[:-1] if turns[-1]["role"] == "assistant" else turns)
+
+
+def pair_of(row: dict) -> tuple[Prompt, str, str] | str:
+    """(prompt, chosen, rejected) of a row; "identical" or "different_dialogues" if it is dropped.
+
+    Without a `prompt` column the prompt is the beginning that both answers share.
+    """
+    row = _with_our_names(row)
+    prompt = _content(row, "prompt") if "prompt" in row else None
+    chosen, rejected = _content(row, "chosen"), _content(row, "rejected")
+    if type(chosen) is not type(rejected):
+        raise InputError("one of chosen and rejected is text, the other chat messages")
+    if isinstance(chosen, list):
+        return _split_dialogues(prompt, chosen, rejected)
+    if not prompt:
+        if names := [name for name in QUESTIONS if name in row]:
+            raise InputError(f"no prompt column: rename {names[0]} to prompt")
+        return _split_texts(chosen.strip(), rejected.strip())
+    return "identical" if chosen == rejected else (_usable_prompt(prompt), chosen, rejected)
+
+
+def _with_our_names(row: dict) -> dict:
+    """The row with the columns prompt, chosen and rejected, where OTHER_NAMES has its columns."""
+    for prompt, first, second, label, better in OTHER_NAMES:
+        if {prompt, first, second, label} <= row.keys() and not {"prompt", "chosen"} & row.keys():
+            value = str(row[label]).removesuffix(".0")
+            if value not in better:
+                wrong = f"{label} must be {' or '.join(better)}, got {row[label]!r:.40}"
+                raise InputError(f"{wrong}: it says which answer is better")
+            chosen, rejected = sorted((first, second), key=lambda name: name != better[value])
+            return {"prompt": row[prompt], "chosen": row[chosen], "rejected": row[rejected]}
+    return row
+
+
+def _split_dialogues(prompt: Prompt | None, chosen: list[Message], rejected: list[Message]):
+    """`pair_of` for chat messages: the last turns are the answers, those before them the prompt."""
+    if chosen == rejected:
+        return "identical"
+    if not chosen[-1]["role"] == rejected[-1]["role"] == "assistant":
+        raise InputError("chosen and rejected must each end with an assistant turn")
+    before, other = chosen[:-1], rejected[:-1]
+    if before and other and before != other:
+        return "different_dialogues"
+    before = before or other
+    turns = as_messages(prompt or [])
+    column, dialogue = ([(t["role"], t["content"].strip()) for t in x] for x in (turns, before))
+    if not column or column[len(column) - len(dialogue) :] != dialogue:
+        if not dialogue or not set(column) <= set(dialogue):
+            raise InputError("no prompt, or another one than the turns before the answers")
+        prompt = before  # it contains the prompt column
+    answers = chosen[-1]["content"], rejected[-1]["content"]
+    return "identical" if answers[0] == answers[1] else (_usable_prompt(prompt), *answers)
+
+
+def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str] | str:
+    """(prompt, chosen, rejected) of two texts that begin with the same prompt; or "identical"."""
+    if chosen == rejected:
+        return "identical"
+    equal = takewhile(lambda letters: letters[0] == letters[1], zip(chosen, rejected, strict=False))
+    end = SHARED_PROMPT.match("".join(letter for letter, _ in equal)).end()
+    parts = chosen[:end].strip(), chosen[end:].lstrip(), rejected[end:].lstrip()
+    if not all(parts):
+        raise InputError("no prompt column, nor one shared prompt with an answer each")
+    return parts
+
+
+def _content(row: dict, name: str, wanted: str = "") -> str | list[Message]:
+    """The text or the chat messages (role and content only) in a column; never empty."""
+    if name not in row:
+        known = "prompt" if wanted else "prompt, chosen (the better answer) and rejected"
+        found = f"its columns are {shown_names(row) or 'none'}"
+        raise InputError(f"no {wanted or name} column: {found}; rename them to {known}")
+    value = row[name] or ""
+    if isinstance(value, list):
+        try:
+            value = [{"role": turn["role"], "content": turn["content"]} for turn in value]
+        except (TypeError, KeyError):
+            raise InputError(f"{name} holds a message without role and content") from None
+    texts = [t for turn in value for t in turn.values()] if isinstance(value, list) else [value]
+    for text in texts:
+        if not isinstance(text, str):
+            raise InputError(f"{name} must be text or chat messages, got {text!r:.40}")
+        if text.encode(errors="ignore").decode() != text:
+            raise InputError(f"{name} holds half a surrogate pair or bytes that are not UTF-8")
+        if "\0" in text:
+            raise InputError(f"{name} holds a NUL character, which is not text")
+    if not texts[-1].strip():
+        raise InputError(f"{name} is empty")
+    for role in texts[:-1:2]:
+        if role not in ROLES:
+            raise InputError(f"{name} has the role {role!r:.40}: use {', '.join(ROLES)}")
+    return value
+
+
+def _usable_prompt(prompt: Prompt) -> Prompt:
+    """The prompt itself.  Raises InputError unless a user asks and an answer is still to come."""
+    roles = [turn["role"] for turn in as_messages(prompt)]
+    if "user" not in roles:
+        raise InputError(f"the prompt has no user turn, only {', '.join(dict.fromkeys(roles))}")
+    if roles[-1] == "assistant":
+        raise InputError("the prompt ends with an assistant turn: the answer would follow another")
+    return prompt
+
+
+def shown_names(names) -> str:
+    """Names of columns for an error: printable, the first ten, each cut to 20 characters."""
+    names = ["".join(c if c.isprintable() else "�" for c in str(name)[:20]) for name in names]
+    return ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+
+
+def ratings_of(row: dict, low: float, high: float) -> list[float | None]:
+    """[chosen, rejected] ratings, mapped from low..high to 1..10; [None, None] if not rated."""
+    for names in RATING_COLUMNS:
+        given = {name: row[name] for name in names if row.get(name) not in (None, "")}
+        if len(given) == 1:
+            raise InputError(f"has a {next(iter(given))} only: rate both answers or none")
+        ratings = []
+        for name, value in given.items():
+            try:
+                number = float(value)
+            except (TypeError, ValueError, OverflowError):
+                number = math.nan
+            if not low <= number <= high or isinstance(value, bool):  # always true for NaN
+                wrong = f"{name} must be a number from {low:g} to {high:g}, got {value!r:.40}"
+                raise InputError(f"{wrong} (--rating-range gives the data's scale)")
+            ratings.append(1 + 9 * (number - low) / (high - low))
+        if ratings:
+            return ratings
+    return [None, None]

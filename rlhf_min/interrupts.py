@@ -1,0 +1,29 @@
+"""Ctrl-C and SIGTERM end a script with one line and exit code 130, during its imports too.
+
+The scripts import this module first.  While they import torch, which takes seconds, the process
+leaves at once; an exception could be lost, or shown as another error, inside a library's start.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def leave(number, frame) -> None:
+    """Signal handler: end the process at once.  Nothing has been done that could be lost."""
+    os.write(2, b"interrupted\n")
+    os._exit(130)
+
+
+def install(handler) -> None:
+    """Use this handler for both signals, except where the parent process had one ignored."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+if Path(getattr(sys.modules["__main__"], "__file__", "")).parent == Path(__file__).parents[1]:
+    install(leave)  # the program is a script beside this package, not a test or a notebook

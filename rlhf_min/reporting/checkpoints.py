@@ -1,0 +1,102 @@
+"""Checkpoints of a run: written whole or not at all, checked when read, the last two kept.
+
+checkpoint.pt is the newest, checkpoint-previous.pt the one before.  Both are files of `torch.save`:
+zip archives with a checksum (CRC-32) of every tensor.  They are read with weights_only=True, so no
+code in them is ever executed.
+"""
+
+import os
+import random
+import zipfile
+from pathlib import Path
+
+import torch
+
+from rlhf_min import InputError
+from rlhf_min.data.files import read_json
+from rlhf_min.hardware import disk
+from rlhf_min.reporting.folder_files import CHECKPOINTS
+
+NEWEST, PREVIOUS = CHECKPOINTS
+
+
+def random_states() -> dict:
+    """The states of all global random generators."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"python": random.getstate(), "torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore_random_states(states: dict) -> None:
+    """Set all global random generators to `random_states()`."""
+    random.setstate(states["python"])
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.is_available() and states["cuda"]:
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def save_checkpoint(out: Path, state: dict) -> None:
+    """Write a state, with all random states, as the newest checkpoint; the newest becomes previous.
+
+    Raises InputError when the disk is full or the folder is gone; then the old ones are unharmed.
+    """
+    newest = out / NEWEST
+    with disk.replaced(newest) as draft:
+        with draft.open("wb") as file:
+            _save({**state, "random": random_states()}, file)
+        disk.sync(draft)  # before the checkpoint of that name moves on
+        if newest.exists():
+            os.replace(newest, out / PREVIOUS)
+
+
+def _save(state: dict, file) -> None:
+    """`torch.save`, which on a full disk may raise a RuntimeError on top of the OSError."""
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:
+        cause = error.__context__
+        raise cause if isinstance(cause, OSError) else error from None
+
+
+def load_checkpoint(out: str | Path) -> dict | None:
+    """The newest whole checkpoint; None, and a line that says so, where there is none at all.
+
+    A damaged one is named, and the one before is used.  Raises InputError when all are damaged.
+    """
+    folder, damaged = Path(out), []
+    run = read_json(folder / "run.json").get("id")
+    for name in CHECKPOINTS:
+        path = folder / name
+        if not path.exists():
+            continue
+        state, fault = _read(path, run)
+        if not fault:
+            if damaged:
+                print(f"{damaged[0]}: going on from {path}, after step {state['step']}")
+                disk.move(path, folder / NEWEST)  # never let a damaged one become the previous one
+            return state
+        damaged.append(f"{path} {fault}")
+    if damaged:
+        raise InputError(f"{', '.join(damaged)}: no checkpoint is left, start with --overwrite")
+    print(f"nothing to resume in {out}: starting from the beginning")
+    return None
+
+
+def delete_checkpoints(out: Path) -> None:
+    """Delete the checkpoints of a finished run."""
+    for name in CHECKPOINTS:
+        (out / name).unlink(missing_ok=True)
+
+
+def _read(path: Path, run: str | None) -> tuple[dict, str]:
+    """A checkpoint and what is wrong with it ("" if nothing is); run: the "id" in run.json."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if (part := archive.testzip()) is not None:
+                return {}, f"is damaged (checksum of {part})"
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # damaged bytes raise errors of many kinds in zipfile and torch
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return {}, f"is damaged ({reason[:80]})"
+    if not isinstance(state, dict) or not {"step", "metrics", "run"} <= state.keys():
+        return {}, "is not a checkpoint of a run"
+    return state, "" if state["run"] == run else "is of another run"

@@ -1,0 +1,106 @@
+"""Every numeric flag of every script: out of its range it is one sentence, and nothing happens."""
+
+import dataclasses
+import math
+import typing
+
+import pytest
+
+import judge
+import train_policy
+import train_rm
+from rlhf_min import InputError
+from rlhf_min.command_line import check_ranges, flag_of, run
+
+SCRIPTS = (train_rm, train_policy, judge)
+NEGATIVE = {  # flags for which -1 is a correct value
+    "--max-steps": "by --epochs",
+    "--answer-entropy": "rewards narrow distributions",
+    "--rating-range": "a data set may rate from -1 to 1",
+}
+JUDGE = ["--a", "x", "--b", "y"]  # the two flags that judge.py requires
+
+
+def numeric_flags(script) -> list[tuple[str, type]]:
+    """The flags of a script that take numbers, and whether these are int or float."""
+    flags, hints = [], typing.get_type_hints(script.Config)
+    for field in dataclasses.fields(script.Config):
+        kinds = {hints[field.name], *typing.get_args(hints[field.name])}
+        flags += [(flag_of(field.name), kind) for kind in (int, float) if kind in kinds]
+    return flags
+
+
+CASES = [
+    (script, flag, value)
+    for script in SCRIPTS
+    for flag, kind in numeric_flags(script)
+    for value in ("nan", "inf", "-inf", "1e308", "-1", "9" * 30, "-" + "9" * 30)
+    if not (value in ("-1", "-inf") and flag in NEGATIVE)
+]
+
+
+def test_the_walk_meets_the_flags_of_all_three_scripts():
+    flags = {(script.__name__, flag) for script, flag, _ in CASES}
+    assert {("train_rm", "--rating-range"), ("judge", "--timeout")} <= flags
+    assert {("train_policy", "--clip"), ("train_policy", "--batch-size")} <= flags
+
+
+@pytest.mark.parametrize(
+    ("script", "flag", "value"), CASES, ids=[f"{s.__name__} {f} {v}" for s, f, v in CASES]
+)
+def test_a_number_out_of_range_is_one_sentence(tmp_path, monkeypatch, capsys, script, flag, value):
+    monkeypatch.chdir(tmp_path)
+    words = [flag, value, "5"] if flag == "--rating-range" else [f"{flag}={value}"]
+    line = [*(JUDGE if script is judge else []), *words]
+    with pytest.raises(SystemExit) as stop:
+        run(script.main, script.Config, line)
+    errors = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert errors.startswith("error: ") and errors.count("\n") == 1
+    assert flag in errors and (value in errors or f"{float(value)}" in errors)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e308])
+def test_a_program_s_own_settings_are_checked_too(script, value):
+    """Settings that no command line has read."""
+    for flag, kind in numeric_flags(script):
+        name = flag[2:].replace("-", "_")
+        if kind is float:
+            wrong = [value, 5.0] if name == "rating_range" else value
+            with pytest.raises(InputError, match=f"^{flag} must be"):
+                check_ranges(script.Config(**{name: wrong}))
+
+
+@pytest.mark.parametrize(
+    ("script", "line", "limit"),
+    [
+        (train_policy, "--max-grad-norm 0", "above 0"),  # neither "off" nor "train nothing"
+        (train_rm, "--max-grad-norm 0", "above 0"),
+        (train_policy, "--clip 0", "above 0"),
+        (train_policy, "--clip 1.5", "at most 1"),
+        (train_rm, "--eval-fraction 0", "above 0"),
+        (train_rm, "--eval-fraction 1", "below 1"),
+        (train_policy, "--ema-decay 1", "below 1"),
+        (train_policy, "--lr 2", "at most 1"),
+        (train_policy, "--temperature 1e-30", "at least 0.01"),
+        (judge, "--temperature 1e-30", "at least 0.01"),
+        (train_rm, "--label-width 1e-30", "at least 0.01"),
+    ],
+)
+def test_limits_other_than_zero(tmp_path, monkeypatch, capsys, script, line, limit):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        run(script.main, script.Config, [*(JUDGE if script is judge else []), *line.split()])
+    flag = line.split()[0]
+    assert f"error: {flag} must be {limit}, got " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_defaults_and_the_negative_values_that_mean_something_pass(script):
+    check_ranges(script.Config())
+    for flag, kind in numeric_flags(script):
+        if flag in NEGATIVE:
+            value = [-1.0, 1.0] if flag == "--rating-range" else kind(-1)
+            check_ranges(script.Config(**{flag[2:].replace("-", "_"): value}))
