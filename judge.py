@@ -10,44 +10,12 @@ to measure a model, use `--data zoo:held-out`.
 Left out on purpose: tournaments of many models, Elo ratings.
 """
 
-import rlhf_min.interrupts  # noqa: F401  first: Ctrl-C during the other imports
+import rlhf_min.startup  # noqa: F401  first: signals and threads, before torch
 
-import random
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal
 
-from tqdm import tqdm
-
-from rlhf_min import InputError
-from rlhf_min.command_line import check_ranges, option, run
-from rlhf_min.data.bad_rows import report_dropped
-from rlhf_min.data.files import read_json, read_jsonl
-from rlhf_min.data.preferences import fingerprint, read_pairs, read_prompts
-from rlhf_min.data.visible import visible
-from rlhf_min.hardware.device import choose_dtype
-from rlhf_min.judging.comparisons import (
-    Comparison,
-    Outcome,
-    Verdict,
-    VerdictLog,
-    settle,
-    summarise,
-    training_pairs,
-    write_verdicts,
-)
-from rlhf_min.judging.judges import Judge, gold, judge_by_hand, reward_model_judge
-from rlhf_min.judging.llm_judge import OpenAIJudge
-from rlhf_min.models.answers import sample_texts
-from rlhf_min.models.layout import context_length
-from rlhf_min.models.loading import load_causal_lm, load_tokenizer
-from rlhf_min.reporting import folder_files, report
-from rlhf_min.reporting.run_folder import RunLog, check_folder
-
-GIVE_UP = 10  # questions in a row without a reply that stop the run
+from rlhf_min.command_line import check_flags, check_ranges, option, run
 
 
 @dataclass(frozen=True)
@@ -75,6 +43,45 @@ class Config:
     seed: int = option(0, "of the prompts, the answers and the order they are shown in", at_least=0)
     resume: bool = option(False, "go on with the interrupted run in --out, asking nothing twice")
     overwrite: bool = option(False, "replace the run in --out")
+
+
+if __name__ == "__main__":
+    check_flags(Config)  # --help and wrong flags are answered before the slow imports below
+
+import random
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from rlhf_min import InputError
+from rlhf_min.data.bad_rows import report_dropped
+from rlhf_min.data.files import read_json, read_jsonl
+from rlhf_min.data.preferences import fingerprint, read_pairs, read_prompts
+from rlhf_min.hardware.device import choose_dtype
+from rlhf_min.judging.comparisons import (
+    Comparison,
+    Outcome,
+    Verdict,
+    VerdictLog,
+    describe,
+    settle,
+    summarise,
+    training_pairs,
+    write_verdicts,
+)
+from rlhf_min.judging.judges import Judge, gold, judge_by_hand, reward_model_judge
+from rlhf_min.judging.llm_judge import OpenAIJudge
+from rlhf_min.models.answers import sample_texts
+from rlhf_min.models.layout import context_length
+from rlhf_min.models.loading import load_causal_lm, load_tokenizer
+from rlhf_min.reporting import folder_files, report
+from rlhf_min.reporting.run_folder import RunLog, check_folder
+
+GIVE_UP = 10  # questions in a row without a reply that stop the run
 
 
 def check(config: Config) -> None:
@@ -188,24 +195,6 @@ def write_results(config: Config, log: RunLog, outcomes: list[Outcome]) -> dict:
     return summary
 
 
-def print_summary(config: Config, summary: dict, outcomes: list[Outcome]) -> None:
-    share = {k: f"{v:.1%}" if isinstance(v, float) else "none" for k, v in summary.items()}
-    name, title, in_data = "win_rate", "win rate of b", ""
-    if config.agreement:
-        name, title = "agreement", "agreement"
-        in_data = f" (in the data {share['longer_wins_data']})"
-    print(
-        f"{config.out}: {title} {share[name]} [{share[name + '_low']}, {share[name + '_high']}], "
-        f"at equal length {share['length_controlled_rate']}; {summary['pairs']} pairs, "
-        f"{summary['ties']} ties ({summary['identical']} identical), "
-        f"{summary['failures']} failures\n"
-        f"  the order changes the verdict on {share['position_disagreement']}; the first wins "
-        f"{share['first_shown_wins']}, the longer {share['longer_wins']}{in_data}"
-    )
-    if failed := [outcome.explanation for outcome in outcomes if outcome.winner == "failed"]:
-        print(f"  the first failure: {visible(failed[0])}")
-
-
 @folder_files.exclusive
 def main(config: Config) -> dict:
     """Sample answers, ask the judge in both orders, settle, write; returns the summary."""
@@ -232,7 +221,7 @@ def main(config: Config) -> dict:
             for i, c in enumerate(comparisons)
         ]
         summary = write_results(config, run_log, outcomes)
-    print_summary(config, summary, outcomes)
+    print(f"{config.out}: {describe(summary, outcomes)}")
     return summary
 
 

@@ -8,35 +8,12 @@ Axes, as suffixes of names: P prompts of a step, K answers to each, p prompts of
 Left out on purpose: a value network, rewards per token, several GPUs, a sampling server.
 """
 
-import rlhf_min.interrupts  # noqa: F401  first: Ctrl-C during the other imports
+import rlhf_min.startup  # noqa: F401  first: signals and threads, before torch
 
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from tqdm import tqdm
-
-from rlhf_min import InputError
-from rlhf_min.command_line import check_ranges, option, run
-from rlhf_min.data.order import batch_indices, check_batch_size
-from rlhf_min.data.preferences import draw_items, split_prompts
-from rlhf_min.defaults import REWARD_MODEL, build_missing
-from rlhf_min.hardware.device import Clock, choose_dtype
-from rlhf_min.hardware.finite import check_finite
-from rlhf_min.hardware.optimiser import MasterAdamW, warm_up
-from rlhf_min.maths import baselines, policy_losses
-from rlhf_min.maths.reward_shaping import penalise_missing_end, standardise, with_kl
-from rlhf_min.models import loading
-from rlhf_min.models.alignment import alignment_gap, check_alignment
-from rlhf_min.models.batches import padding_share, tree_batches
-from rlhf_min.models.layout import context_length
-from rlhf_min.models.log_probs import answer_log_probs, rollout_log_probs
-from rlhf_min.models.sampling import sample
-from rlhf_min.models.scoring import RewardScorer
-from rlhf_min.models.tokens import encode_prompts, end_token_ids
-from rlhf_min.reporting import checkpoints, evaluation, folder_files, run_folder
-from rlhf_min.reporting.evaluation import step_metrics
+from rlhf_min.command_line import check_flags, check_ranges, option, run
 
 
 @dataclass(frozen=True)
@@ -83,6 +60,36 @@ class Config:
     track: Literal["none", "tensorboard", "wandb"] = option("none", "live tracking besides files")
     resume: bool = option(False, "go on with the interrupted run in --out")
     overwrite: bool = option(False, "replace the run in --out")
+
+
+if __name__ == "__main__":
+    check_flags(Config)  # --help and wrong flags are answered before the slow imports below
+
+from dataclasses import asdict, replace
+from functools import partial
+
+import torch
+from tqdm import tqdm
+
+from rlhf_min import InputError
+from rlhf_min.data.order import batch_indices
+from rlhf_min.data.preferences import split_prompts
+from rlhf_min.defaults import REWARD_MODEL, build_missing
+from rlhf_min.hardware.device import Clock, choose_dtype
+from rlhf_min.hardware.finite import check_finite
+from rlhf_min.hardware.optimiser import MasterAdamW, warm_up
+from rlhf_min.maths import baselines, policy_losses
+from rlhf_min.maths.reward_shaping import penalise_missing_end, standardise, with_kl
+from rlhf_min.models import loading
+from rlhf_min.models.alignment import alignment_gap, check_alignment
+from rlhf_min.models.batches import padding_share, tree_batches
+from rlhf_min.models.layout import context_length
+from rlhf_min.models.log_probs import answer_log_probs, rollout_log_probs
+from rlhf_min.models.sampling import sample
+from rlhf_min.models.scoring import RewardScorer
+from rlhf_min.models.tokens import encode_prompts, end_token_ids
+from rlhf_min.reporting import checkpoints, evaluation, folder_files, run_folder
+from rlhf_min.reporting.evaluation import step_metrics
 
 
 def check(config: Config) -> None:
@@ -196,19 +203,15 @@ def main(config: Config) -> dict:
     if summary := run_folder.write_missing_report(config):
         return summary
     prompts, held_out, metadata = split_prompts(config)
-    check_batch_size(config.batch_size, config.samples, len(prompts))
     build_missing(config)
     dtype, tokenizer = choose_dtype(config.dtype), loading.load_tokenizer(config.model)
-    policy = loading.load_causal_lm(config.model, dtype)
+    policy = loading.load_causal_lm(config.model, dtype, config.gradient_checkpointing)
     reference = loading.load_reference(config.reference or config.model, policy, tokenizer)
     reward_settings = config.reading, config.entropic_b, config.weight
     scorer = RewardScorer(config.reward_model, dtype, tokenizer, *reward_settings)
-    if config.gradient_checkpointing:
-        loading.checkpoint_activations(policy)
     room = min(map(context_length, (policy, scorer.model))) - config.max_new_tokens
     prompts, metadata["prompts/cut"] = encode_prompts(tokenizer, prompts, room)
     held_out, _ = encode_prompts(tokenizer, held_out, room)
-    metadata |= {"prompts/train": len(prompts), "prompts/held_out": len(held_out)}
     sampling = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature}
     sampling["end_ids"] = end_token_ids(policy, tokenizer)
     evaluate = partial(
@@ -218,8 +221,7 @@ def main(config: Config) -> dict:
     state = checkpoints.load_checkpoint(config.out) if config.resume else None
     if not state:
         before, answers = evaluate(policy)
-        some = draw_items(prompts, config.ruler_prompts, config.data)
-        scale = evaluation.reference_scale(reference, scorer, some, sampling, config.seed)
+        scale = evaluation.reference_scale(reference, scorer, prompts, sampling, config)
         state = {"step": 0, "reward_scale": scale, "before": before, "samples": answers}
     metadata["reward_scale"] = state["reward_scale"]
     log = run_folder.RunLog("train_policy.py", config, metadata, state)

@@ -9,43 +9,19 @@ Axes in comments: N pairs of a step, n pairs of a micro-batch.
 Left out on purpose: learning-rate searches, several GPUs, quantised weights.
 """
 
-import rlhf_min.interrupts  # noqa: F401  first: Ctrl-C during the other imports
+import rlhf_min.startup  # noqa: F401  first: signals and threads, before torch
 
-import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
-import torch
-from torch import Tensor
-from tqdm import tqdm
-
-from rlhf_min import InputError
-from rlhf_min.command_line import check_ranges, flag_of, option, run
-from rlhf_min.data import preferences
-from rlhf_min.data.bad_rows import report_dropped
-from rlhf_min.data.order import batch_indices
-from rlhf_min.hardware.device import Clock, choose_dtype
-from rlhf_min.hardware.finite import check_finite
-from rlhf_min.hardware.optimiser import MasterAdamW, warm_up_and_down
-from rlhf_min.maths import preference_losses, ratings
-from rlhf_min.models import loading
-from rlhf_min.models.batches import padding_share, tree_batches
-from rlhf_min.models.layout import context_length
-from rlhf_min.models.reward_model import branch_outputs, new_reward_model, separate_pad, wins
-from rlhf_min.reporting import checkpoints, evaluation, folder_files, report, run_folder
-from rlhf_min.zoo import start_model
-
-TIES = {"half": 0.5, "strict": 0.0}
+from rlhf_min.command_line import check_flags, check_ranges, flag_of, option, run
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings of train_rm.py."""
 
-    data: list[str] = option(
-        ["zoo"], "pairs: zoo, files, or hub ids (id:split); concatenated", heading="Inputs"
-    )
+    data: list[str] = option(["zoo"], "pairs: zoo, files, or hub ids (id:split)", heading="Inputs")
     eval_data: list[str] = option([], "held-out pairs (nothing: the zoo's, or a split by prompt)")
     eval_fraction: float = option(0.1, "share of prompts held out (no own split)", above=0, below=1)
     eval_limit: int = option(1000, "held-out pairs at most", at_least=1)
@@ -54,9 +30,7 @@ class Config:
     rating_range: list[float] = option([1.0, 10.0], "lowest and highest rating of the data's scale")
     max_length: int = option(1024, "tokens of prompt and answer, at most", at_least=2)
     model: str = option("runs/zoo-base", "language model to start from: folder or hub id")
-    head: Literal["scalar", "ratings"] = option(
-        "scalar", "one number, or ratings 1..10", heading="Objective"
-    )
+    head: Literal["scalar", "ratings"] = option("scalar", "or ratings 1..10", heading="Objective")
     margin: float = option(0.0, "scalar head: reward units per rating point", at_least=0)
     centring: float = option(0.01, "scalar head: weight of mean((r_w + r_l)^2)", at_least=0)
     tie: Literal["half", "strict"] = option("half", "ratings head: what an equal rating counts")
@@ -83,6 +57,34 @@ class Config:
     track: Literal["none", "tensorboard", "wandb"] = option("none", "live tracking besides files")
     resume: bool = option(False, "go on with the interrupted run in --out")
     overwrite: bool = option(False, "replace the run in --out")
+
+
+if __name__ == "__main__":
+    check_flags(Config)  # --help and wrong flags are answered before the slow imports below
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from rlhf_min import InputError
+from rlhf_min.data import preferences
+from rlhf_min.data.bad_rows import report_dropped
+from rlhf_min.data.order import batch_indices
+from rlhf_min.hardware.device import Clock, choose_dtype
+from rlhf_min.hardware.finite import check_finite
+from rlhf_min.hardware.optimiser import MasterAdamW, warm_up_and_down
+from rlhf_min.maths import preference_losses, ratings
+from rlhf_min.models import loading
+from rlhf_min.models.batches import padding_share, tree_batches
+from rlhf_min.models.layout import context_length
+from rlhf_min.models.reward_model import branch_outputs, new_reward_model, separate_pad, wins
+from rlhf_min.reporting import checkpoints, evaluation, folder_files, report, run_folder
+from rlhf_min.zoo import start_model
+
+TIES = {"half": 0.5, "strict": 0.0}
 
 
 def check(config: Config) -> None:

@@ -17,7 +17,7 @@ import typing
 from collections.abc import Callable
 from contextlib import suppress
 
-from rlhf_min import InputError, interrupts
+from rlhf_min import InputError, startup
 from rlhf_min.data.visible import visible
 
 BOUNDS = {"at_least": operator.ge, "above": operator.gt}
@@ -72,7 +72,7 @@ def run(main: Callable, config_class: type, argv: list[str] | None = None) -> in
     error is a bug and keeps its traceback.
     """
     try:
-        interrupts.install(signal.default_int_handler)  # it raises KeyboardInterrupt
+        startup.install(signal.default_int_handler)  # it raises KeyboardInterrupt
         main(parse(config_class, argv))
         sys.stdout.flush()
         return 0
@@ -89,6 +89,12 @@ def run(main: Callable, config_class: type, argv: list[str] | None = None) -> in
         message, code = f"error: {reason}: check the path, its rights and the disk", 2
     print(visible(" ".join(message.splitlines())), file=sys.stderr)
     raise SystemExit(code)
+
+
+def check_flags(config_class: type) -> None:
+    """Answer --help and wrong flags, and exit; return if the flags of this process are right."""
+    run(check_ranges, config_class)
+    startup.install(startup.leave)
 
 
 def parse(config_class: type, argv: list[str] | None = None):

@@ -235,21 +235,21 @@ def test_long_and_broken_answers_are_counted_failures_and_the_rest_is_judged(
     """Ten long answers come in a row, one answer scores NaN; the run ends, says so and resumes."""
     from transformers import AutoTokenizer
 
-    from rlhf_min.models.reward_model import new_reward_model
-    from rlhf_min.models.scoring import RewardScorer
+    from rlhf_min.models import scoring
+    from rlhf_min.models.reward_model import all_outputs, new_reward_model
 
     model = new_reward_model(str(models / "a"), "scalar", torch.float32)
     torch.nn.init.normal_(model.score.weight)
     model.save_pretrained(tmp_path / "rm")
-    AutoTokenizer.from_pretrained(models / "a").save_pretrained(tmp_path / "rm")
-    right = RewardScorer.outputs
+    tokenizer = AutoTokenizer.from_pretrained(models / "a")
+    tokenizer.save_pretrained(tmp_path / "rm")
 
-    def wrong(scorer, prompts, branches):
-        broken = ["\x1b" in scorer.tokenizer.decode(b) for own in branches for b in own]
-        outputs = right(scorer, prompts, branches)
+    def wrong(model, prompts, branches):
+        broken = ["\x1b" in tokenizer.decode(b) for own in branches for b in own]
+        outputs = all_outputs(model, prompts, branches)
         return torch.where(torch.tensor(broken)[:, None], float("nan"), outputs)
 
-    monkeypatch.setattr(RewardScorer, "outputs", wrong)
+    monkeypatch.setattr(scoring, "all_outputs", wrong)
     rows = [{"prompt": f"q{i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(16)]
     for row in rows[3:13]:
         row["rejected"] = "bad " * 3000

@@ -26,7 +26,9 @@ from rlhf_min.judging.comparisons import (
 )
 from rlhf_min.judging.judges import gold, judge_by_hand, reward_model_judge
 from rlhf_min.judging.llm_judge import PARAMETERS, OpenAIJudge, question, read_verdict
+from rlhf_min.models import scoring
 from rlhf_min.models.answers import encode_texts
+from rlhf_min.models.loading import load_tokenizer
 from rlhf_min.models.reward_model import all_outputs
 from rlhf_min.models.scoring import RewardScorer
 from rlhf_min.zoo import start_model
@@ -349,14 +351,14 @@ def test_the_reward_model_judge_prefers_the_higher_reward_in_both_orders(reward_
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_reward_that_is_no_number_is_a_failure_and_never_a_tie(reward_folder, monkeypatch, value):
-    right = RewardScorer.outputs
+    tokenizer = load_tokenizer(reward_folder)
 
-    def wrong(scorer, prompts, branches):
-        outputs = right(scorer, prompts, branches)
-        broken = [["fox" in scorer.tokenizer.decode(b) for b in own] for own in branches]
+    def wrong(model, prompts, branches):
+        outputs = all_outputs(model, prompts, branches)
+        broken = [["fox" in tokenizer.decode(b) for b in own] for own in branches]
         return torch.where(torch.tensor(broken).view(-1, 1), value, outputs)
 
-    monkeypatch.setattr(RewardScorer, "outputs", wrong)
+    monkeypatch.setattr(scoring, "all_outputs", wrong)
     judge = reward_model_judge(reward_folder)
     for answers in (("The fox", "No."), ("No.", "The fox"), ("The fox", "A fox")):
         verdict = judge(QUESTION, *answers)

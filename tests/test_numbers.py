@@ -20,7 +20,7 @@ from rlhf_min.models import loading
 from rlhf_min.models.sampling import sample
 from rlhf_min.models.scoring import RewardScorer
 from rlhf_min.reporting import report
-from rlhf_min.reporting.run_folder import load_checkpoint
+from rlhf_min.reporting.checkpoints import load_checkpoint
 
 __all__ = ["tiny_policy_run", "tiny_rm_run"]  # fixtures
 

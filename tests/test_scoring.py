@@ -8,9 +8,11 @@ from torch.testing import assert_close
 
 from rlhf_min import InputError
 from rlhf_min.maths.reward_shaping import reward_scale, standardise
+from rlhf_min.models import scoring
 from rlhf_min.models.alignment import alignment_gap, check_alignment
 from rlhf_min.models.answers import encode_texts
 from rlhf_min.models.loading import load_causal_lm, load_tokenizer
+from rlhf_min.models.reward_model import all_outputs
 from rlhf_min.models.sampling import Rollout, sample
 from rlhf_min.models.scoring import RewardScorer
 from rlhf_min.models.tokens import decode_answer, encode_prompt
@@ -81,12 +83,16 @@ def test_trap_11_another_tokenizer_reads_the_text_with_its_own_template(world, o
             assert outputs[p, k].tolist() == pytest.approx(expected, abs=2e-4)
 
 
-def test_trap_16_only_a_finished_answer_gets_an_end_token_when_encoded_again(world):
+def test_trap_16_only_a_finished_answer_gets_an_end_token_when_encoded_again(world, monkeypatch):
     rollout, tokenizer = rollout_of(world["smol"])
     scorer = RewardScorer(world["plain", "scalar"], torch.float32, tokenizer)
     seen = []
-    outputs = scorer.outputs
-    scorer.outputs = lambda ids, branches: seen.extend(branches) or outputs(ids, branches)
+
+    def recording(model, ids, branches):
+        seen.extend(branches)
+        return all_outputs(model, ids, branches)
+
+    monkeypatch.setattr(scoring, "all_outputs", recording)
     scorer.rollout_outputs(rollout, PROMPTS)
     end = scorer.tokenizer.eos_token_id
     ended = [[ids[-1] == end for ids in answers] for answers in seen]

@@ -14,6 +14,7 @@ from functools import partial
 
 from rlhf_min import InputError
 from rlhf_min.data.bad_rows import REPEATED, listed, parse_rows, report_dropped
+from rlhf_min.data.order import check_batch_size
 from rlhf_min.data.rows import Prompt, as_messages, pair_of, prompt_of, ratings_of
 from rlhf_min.models.tokens import encode_answer, encode_prompt
 
@@ -113,15 +114,17 @@ def prompt_key(prompt: Prompt | Pair) -> str:
 def split_prompts(config) -> tuple[list[Prompt], list[Prompt], dict]:
     """Training prompts, held-out prompts, and facts for run.json; prints what was dropped.
 
-    config: settings with data, eval_data, eval_prompts and skip_bad_rows.
+    config: settings of train_policy.py.
     """
     read = partial(read_prompts, skip_bad_rows=config.skip_bad_rows)
     prompts, dropped = read(config.data)
     prompts, held_out, others, held = hold_out(prompts, read, config, 0.1, config.eval_prompts)
     report_dropped(dropped | others, len(prompts), "training prompts")
     report_dropped(held, len(held_out), "held-out prompts")
-    facts = {"dropped": dropped | others, "dropped/held_out": held}
-    return prompts, held_out, {"fingerprint": fingerprint(prompts), **facts}
+    check_batch_size(config.batch_size, config.samples, len(prompts))
+    counts = {"prompts/train": len(prompts), "prompts/held_out": len(held_out)}
+    counts |= {"dropped": dropped | others, "dropped/held_out": held}
+    return prompts, held_out, {"fingerprint": fingerprint(prompts), **counts}
 
 
 def draw_items(items: list, count: int, specs: list[str]) -> list:

@@ -222,6 +222,25 @@ def summarise(outcomes: list[Outcome], winners_known: bool, seed: int) -> dict:
     return metrics
 
 
+def describe(summary: dict, outcomes: list[Outcome]) -> str:
+    """The summary in three lines, for the terminal."""
+    share = {k: f"{v:.1%}" if isinstance(v, float) else "none" for k, v in summary.items()}
+    name, title, in_data = "win_rate", "win rate of b", ""
+    if "agreement" in summary:
+        name, title = "agreement", "agreement"
+        in_data = f" (in the data {share['longer_wins_data']})"
+    text = (
+        f"{title} {share[name]} [{share[name + '_low']}, {share[name + '_high']}], "
+        f"at equal length {share['length_controlled_rate']}; {summary['pairs']} pairs, "
+        f"{summary['ties']} ties ({summary['identical']} identical), "
+        f"{summary['failures']} failures\n"
+        f"  the order changes the verdict on {share['position_disagreement']}; the first wins "
+        f"{share['first_shown_wins']}, the longer {share['longer_wins']}{in_data}"
+    )
+    failed = [outcome.explanation for outcome in outcomes if outcome.winner == "failed"]
+    return text + (f"\n  the first failure: {visible(failed[0])}" if failed else "")
+
+
 def _mean(values) -> float | None:
     """The mean of the values that are not None."""
     known = [value for value in values if value is not None]

@@ -27,11 +27,13 @@ def load_tokenizer(path: str, needs_end: bool = True):
     return tokenizer
 
 
-def load_causal_lm(path: str, dtype: torch.dtype):
+def load_causal_lm(path: str, dtype: torch.dtype, gradient_checkpointing: bool = False):
     """A causal language model.  Raises InputError for a reward model, and as `load_model`."""
     model, info = load_model(AutoModelForCausalLM, path, dtype)
     if any(name.startswith("score.") for name in info["unexpected_keys"]):
         raise InputError(f"{path} is a reward model (it has a head `score`): give a language model")
+    if gradient_checkpointing:
+        checkpoint_activations(model)
     return model
 
 

@@ -35,13 +35,10 @@ def answer_log_probs(model, tree: Tree, temperature: float = 1.0) -> Tensor:
 
 
 @torch.no_grad()
-def rollout_log_probs(model, rollout: Rollout, temperature: float, max_rows: int, *limit):
-    """log π(y|x) of every answer of a rollout, without gradient: [P, K] float32.
-
-    max_rows, limit: of `tree_batches`.
-    """
+def rollout_log_probs(model, rollout: Rollout, temperature: float, *limits: int) -> Tensor:
+    """log π(y|x) of all answers, without gradient: [P, K] float32; limits: of `tree_batches`."""
     log_probs = torch.zeros(rollout.finished.shape, device=model.device)
-    for p, tree in tree_batches(model, rollout.prompts, rollout.answers, max_rows, *limit):
+    for p, tree in tree_batches(model, rollout.prompts, rollout.answers, *limits):
         log_probs[p] = answer_log_probs(model, tree, temperature).view(len(p), -1)
     check_finite("an answer's log-prob", log_probs)
     return log_probs
@@ -54,8 +51,7 @@ def token_log_probs(model, tree: Tree, temperature: float = 1.0) -> Tensor:
     memory does not grow with tokens × vocabulary.
     """
     hidden = hidden_states(model, tree)[tree.predictors]
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    size = max(MIN_TOKENS, MAX_LOGITS // vocabulary)
+    size = max(MIN_TOKENS, MAX_LOGITS // model.get_output_embeddings().weight.shape[0])
 
     def chunk(h: Tensor, targets: Tensor) -> Tensor:
         z = head_logits(model, h)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from rlhf_min.data.preferences import EncodedPair, prompt_text
+from rlhf_min.data.preferences import EncodedPair, draw_items, prompt_text
 from rlhf_min.data.visible import visible
 from rlhf_min.hardware.finite import check_finite, naming
 from rlhf_min.maths import statistics as stats
@@ -92,9 +92,10 @@ def sample_and_score(model, reference, scorer: RewardScorer, prompts, sampling: 
         return rollout, scorer.score(rollout, texts, ref_rollout)[0][:, 0]
 
 
-def reference_scale(reference, scorer, prompts, sampling: dict, seed: int) -> dict[str, float]:
-    """Mean and standard deviation of the scores of one reference answer to each prompt."""
-    return reward_scale(sample_and_score(reference, reference, scorer, prompts, sampling, seed)[1])
+def reference_scale(reference, scorer, prompts, sampling: dict, config) -> dict[str, float]:
+    """Mean and standard deviation of the scores of one reference answer to each of some prompts."""
+    some, seed = draw_items(prompts, config.ruler_prompts, config.data), config.seed
+    return reward_scale(sample_and_score(reference, reference, scorer, some, sampling, seed)[1])
 
 
 def mean_total_reward(config, metrics: dict, scale: dict[str, float]) -> float:

@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM end a script with one line and exit code 130, during its imports too.
+"""What the scripts do before they import torch: signals, and how idle threads wait.
 
-The scripts import this module first.  While they import torch, which takes seconds, the process
-leaves at once; an exception could be lost, or shown as another error, inside a library's start.
+Ctrl-C and SIGTERM end a script with one line and exit code 130, during its imports too: they take
+seconds, and an exception could be lost, or shown as another error, inside a library's start.
 """
 
 import os
@@ -10,6 +10,10 @@ import sys
 from pathlib import Path
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+# Threads that wait for work sleep.  By default they spin, and on a busy machine small operations
+# then wait for threads that have no core: a step of the zoo takes 5 times as long (docs/speed.md).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def leave(number, frame) -> None:
