@@ -187,7 +187,8 @@ def copy_repository(folder: Path) -> Path:
 def measure(folder: Path) -> tuple[dict, dict]:
     """Run all tests once: (file → line → tests that run it, test → seconds)."""
     sources = ["--cov=rlhf_min", "--cov=train_policy", "--cov=train_rm", "--cov-context=test"]
-    outcome = run_tests(folder, [*sources, "--cov-report="], 7200, [Durations()])
+    parallel = ["-n", str(os.cpu_count()), "--dist", "worksteal"]
+    outcome = run_tests(folder, [*sources, *parallel, "--cov-report=json"], 7200, [Durations()])
     if outcome != "passed":
         sys.exit(f"error: the tests must pass before mutants are tried; see {folder}/pytest.log")
     data = coverage.CoverageData(str(folder / ".coverage"))
