@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM := false
 .PHONY: demo test clean
 
 demo: .venv/ready
-	$(BIN)/python train_policy.py --overwrite
+	$(BIN)/python train_policy.py $(if $(wildcard runs/policy/checkpoint.pt),--resume,--overwrite)
 	@echo "Look at runs/policy/report.html"
 
 test: .venv/ready

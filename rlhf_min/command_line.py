@@ -77,7 +77,7 @@ def run(main: Callable, config_class: type, argv: list[str] | None = None) -> in
         sys.stdout.flush()
         return 0
     except KeyboardInterrupt:
-        how = ": --resume goes on" if hasattr(config_class, "resume") else ""
+        how = ": the same command with --resume goes on" if hasattr(config_class, "resume") else ""
         message, code = f"interrupted{how}", 130
     except BrokenPipeError:  # as in `… | head`: Python's last flush must not complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -144,6 +144,7 @@ def _argument(field: dataclasses.Field, kind) -> dict:
     has_factory = field.default_factory is not dataclasses.MISSING
     default = field.default_factory() if has_factory else field.default
     shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
+    shown = shown or "none"
     shown = {"None": "none", "True": "on", "False": "off"}.get(shown, shown)
     ending = "(required)" if default is dataclasses.MISSING else f"(default: {shown})"
     text = f"{field.metadata.get('help', '')} {ending}".replace("%", "%%")

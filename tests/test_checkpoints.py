@@ -543,7 +543,7 @@ def test_a_signal_outside_the_loop_ends_in_one_line(number, capsys):
     with pytest.raises(SystemExit) as stop:
         command_line.run(main, judge.Config, [])
     assert stop.value.code == 130
-    assert capsys.readouterr().err == "interrupted: --resume goes on\n"
+    assert capsys.readouterr().err == "interrupted: the same command with --resume goes on\n"
 
 
 def catches(process: int, number: int) -> bool:

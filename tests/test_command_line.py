@@ -266,7 +266,9 @@ def test_interrupt_is_130(capsys):
     def main(config):
         raise KeyboardInterrupt
 
-    assert sentence(capsys, main, code=130) == "interrupted: --resume goes on\n"
+    assert (
+        sentence(capsys, main, code=130) == "interrupted: the same command with --resume goes on\n"
+    )
 
 
 SCRIPT = '''

@@ -1,6 +1,7 @@
 """Loading models and tokenizers, the one builder of token rows, and who can take a prompt tree."""
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from rlhf_min import InputError
 from rlhf_min.hardware.device import choose_dtype
 from rlhf_min.models.batches import choose_layout
 from rlhf_min.models.layout import context_length
-from rlhf_min.models.loading import load_causal_lm, load_tokenizer
+from rlhf_min.models.loading import load_causal_lm, load_tokenizer, save_model
 from rlhf_min.models.log_probs import answer_log_probs
 from rlhf_min.models.prompt_tree import build_tree
 from rlhf_min.models.reward_model import load_reward_model, new_reward_model
@@ -403,3 +404,16 @@ def test_a_reward_model_is_no_language_model_even_where_the_head_is_tied(tmp_pat
     with pytest.raises(InputError, match=r"rm is a reward model .*language model"):
         load_causal_lm(str(folder), torch.float32)
     load_causal_lm(str(base), torch.float32)
+
+
+def test_a_saved_folder_can_be_read_by_those_whom_the_umask_allows(tmp_path):
+    folder = tiny_folder(tmp_path / "base")
+    model, tokenizer = load_causal_lm(str(folder), torch.float32), load_tokenizer(str(folder))
+    (tmp_path / "out").mkdir()
+    before = os.umask(0o027)
+    try:
+        save_model(model, tokenizer, tmp_path / "out")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+    assert set(modes.values()) == {0o640} and "model.safetensors" in modes

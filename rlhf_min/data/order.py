@@ -2,8 +2,6 @@
 
 import torch
 
-from rlhf_min import InputError
-
 
 def batch_indices(count: int, size: int, step: int, seed: int, partial: bool = False) -> list[int]:
     """Indices of the 0-based step's batch out of `count` items; every epoch is shuffled anew.
@@ -15,11 +13,3 @@ def batch_indices(count: int, size: int, step: int, seed: int, partial: bool = F
     shuffle = torch.Generator().manual_seed(seed * 100_003 + epoch)
     order = torch.randperm(count, generator=shuffle).tolist()
     return order[batch * size : (batch + 1) * size]
-
-
-def check_batch_size(batch_size: int, samples: int, prompts: int) -> None:
-    """Raise InputError when a step needs more prompts than there are."""
-    wanted = batch_size // samples
-    if wanted > prompts:
-        needs = f"--batch-size {batch_size} with --samples {samples} needs {wanted} prompts a step"
-        raise InputError(f"{needs}, but --data leaves {prompts}: take {prompts * samples} or lower")

@@ -14,7 +14,6 @@ from functools import partial
 
 from rlhf_min import InputError
 from rlhf_min.data.bad_rows import REPEATED, listed, parse_rows, report_dropped
-from rlhf_min.data.order import check_batch_size
 from rlhf_min.data.rows import Prompt, as_messages, pair_of, prompt_of, ratings_of
 from rlhf_min.models.tokens import encode_answer, encode_prompt
 
@@ -125,6 +124,14 @@ def split_prompts(config) -> tuple[list[Prompt], list[Prompt], dict]:
     counts = {"prompts/train": len(prompts), "prompts/held_out": len(held_out)}
     counts |= {"dropped": dropped | others, "dropped/held_out": held}
     return prompts, held_out, {"fingerprint": fingerprint(prompts), **counts}
+
+
+def check_batch_size(batch_size: int, samples: int, prompts: int) -> None:
+    """Raise InputError when a step needs more prompts than there are."""
+    wanted = batch_size // samples
+    if wanted > prompts:
+        needs = f"--batch-size {batch_size} with --samples {samples} needs {wanted} prompts a step"
+        raise InputError(f"{needs}, but --data leaves {prompts}: take {prompts * samples} or lower")
 
 
 def draw_items(items: list, count: int, specs: list[str]) -> list:

@@ -1,5 +1,6 @@
 """Loading, checking and saving models and tokenizers."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -153,7 +154,8 @@ def save_model(model, tokenizer, out: str | Path) -> None:
     config.json is the last: where it is, the model is whole.  Raises InputError when the disk is
     full or the folder is gone.
     """
-    out = Path(out)
+    out, umask = Path(out), os.umask(0)
+    os.umask(umask)  # Python can read it only by setting it
     with disk.writing(out), tempfile.TemporaryDirectory(dir=out, prefix=".saving-") as draft:
         model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
@@ -161,6 +163,7 @@ def save_model(model, tokenizer, out: str | Path) -> None:
         for file in sorted(files, key=lambda path: path.name == "config.json"):
             target = out / file.relative_to(draft)
             target.parent.mkdir(exist_ok=True)
+            file.chmod(0o666 & ~umask)  # safetensors lets only the owner read it
             disk.move(file, target)
 
 

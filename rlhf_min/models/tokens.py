@@ -1,5 +1,6 @@
 """Prompts and answers as token ids: all scripts build their rows here."""
 
+import json
 import sys
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,7 +22,9 @@ def end_token_ids(model, tokenizer) -> list[int]:
     """Token ids that end an answer: from tokenizer, chat template and generation config."""
     extra = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     extra = extra if isinstance(extra, list) else [extra]
-    return sorted({tokenizer.eos_token_id, turn_end(tokenizer)[0], *extra} - {None})
+    return sorted(
+        {tokenizer.eos_token_id, turn_end(tokenizer, tokenizer.chat_template)[0], *extra} - {None}
+    )
 
 
 def plain_text(prompt: str | list[dict]) -> str:
@@ -55,17 +58,29 @@ def encode_prompt(tokenizer, prompt: str | list[dict], max_tokens: int = sys.max
     """
     if max_tokens < 1:
         raise InputError("--max-new-tokens leaves no room for the prompt in the context: lower it")
-    if tokenizer.chat_template:
-        ids = tokenizer(chat_text(tokenizer, prompt), add_special_tokens=False).input_ids
-    else:
-        ids = tokenizer(plain_text(prompt)).input_ids
-        if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
-            ids = ids[:-1]  # some tokenizers close every text
     bos = tokenizer.bos_token_id
+    ids = _uncut_ids(tokenizer, tokenizer.chat_template, json.dumps(prompt))
     ids = ids or [tokenizer.eos_token_id if bos is None else bos]
     cut = max(0, len(ids) - max_tokens)
     kept = int(ids[0] == bos and max_tokens > 1)
     return ids[:kept] + ids[kept + cut :]
+
+
+# Prompts come again with each of their answers, so their text and ids are remembered.  The template
+# is an argument because a tokenizer's template may be changed.
+@lru_cache(maxsize=2**13)
+def _chat_start(tokenizer, template: str, prompt: str) -> str:
+    return chat_text(tokenizer, json.loads(prompt))
+
+
+@lru_cache(maxsize=2**13)
+def _uncut_ids(tokenizer, template: str | None, prompt: str) -> list[int]:
+    if template:
+        text = _chat_start(tokenizer, template, prompt)
+        return tokenizer(text, add_special_tokens=False).input_ids
+    ids = tokenizer(plain_text(json.loads(prompt))).input_ids
+    # some tokenizers close every text
+    return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def encode_prompts(tokenizer, prompts: list, max_tokens: int) -> tuple[list[EncodedPrompt], int]:
@@ -91,9 +106,11 @@ def encode_answer(tokenizer, prompt: str | list[dict], answer: str, end: bool = 
     It is encoded without the prompt, whose tokens must not depend on it.  What the template adds
     after the end token is left out, because rollouts do not have it.
     """
-    end_id, after = turn_end(tokenizer)
-    if tokenizer.chat_template:
-        before, whole = chat_text(tokenizer, prompt), chat_text(tokenizer, prompt, answer)
+    template = tokenizer.chat_template
+    end_id, after = turn_end(tokenizer, template)
+    if template:
+        before = _chat_start(tokenizer, template, json.dumps(prompt))
+        whole = chat_text(tokenizer, prompt, answer)
         if whole.startswith(before):
             answer = whole.removeprefix(before).removesuffix(after)
     ids = tokenizer(answer, add_special_tokens=False).input_ids
@@ -101,13 +118,13 @@ def encode_answer(tokenizer, prompt: str | list[dict], answer: str, end: bool = 
 
 
 @lru_cache(maxsize=16)
-def turn_end(tokenizer) -> tuple[int, str]:
+def turn_end(tokenizer, template: str | None) -> tuple[int, str]:
     """The token id that ends an answer, and the chat template's text from that token on.
 
     It is the first special token that the template writes after an answer: Gemma's <end_of_turn>
     is not its eos_token.  Without a template, or such a token, it is eos_token.
     """
-    if tokenizer.chat_template:
+    if template:
         after = chat_text(tokenizer, "question", "\u2063").partition("\u2063")[2]
         special = {i: str(t) for i, t in tokenizer.added_tokens_decoder.items() if t.special}
         for i in tokenizer(after, add_special_tokens=False).input_ids:

@@ -164,6 +164,9 @@ def write_comparison(outs: list[str | Path], path: str | Path | None = None) -> 
     runs = dict(zip(names, runs, strict=True))
     results = {n: flatten(r["summary"].get("after") or r["summary"]) for n, r in runs.items()}
     settings = {name: flatten(run["run"]) for name, run in runs.items()}
+    for values in settings.values():
+        for key in ("id", "started", "config/out", "config/resume", "config/overwrite"):
+            values.pop(key, None)
     tables = {"Results after training": table("metric", results)}
     tables["Settings that differ"] = table("setting", settings, only_different=True)
     pictures = overlay_plots({name: run["metrics"] for name, run in runs.items()})

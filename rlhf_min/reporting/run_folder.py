@@ -140,6 +140,7 @@ class RunLog:
         run = {"script": script, "id": self.id, "config": asdict(config), "data": data}
         self.write("run.json", run | environment())
         state = state or {}
+        self.begin -= state.get("seconds", 0.0)
         self.metrics = state.get("metrics", "")  # the text of metrics.jsonl
         replace_text(self.out / "metrics.jsonl", self.metrics)
         self.file = (self.out / "metrics.jsonl").open("ab", buffering=0)
@@ -179,6 +180,7 @@ class RunLog:
             if self.stop_requested:
                 raise KeyboardInterrupt
             self.stop_requested = True
+            os.write(2, b"\nstopping after this step; a second Ctrl-C stops at once\n")
 
         try:
             before = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -198,6 +200,7 @@ class RunLog:
     def checkpoint(self, step: int, state: dict) -> None:
         """Save the state, whole or not at all; then raise KeyboardInterrupt if asked to stop."""
         own = {"step": step, "run": self.id, "metrics": self.metrics}
+        own["seconds"] = time.perf_counter() - self.begin
         checkpoints.save_checkpoint(self.out, {**state, **own})
         if self.stop_requested:
             raise KeyboardInterrupt

@@ -13,6 +13,7 @@ import itertools
 import json
 import random
 import re
+from functools import lru_cache
 from pathlib import Path
 from statistics import NormalDist, fmean
 
@@ -152,6 +153,7 @@ def demonstrations(count: int, seed: int = 0) -> list[dict]:
     return [{"prompt": prompt, "answer": _random_answer(prompt, rng)} for prompt in questions]
 
 
+@lru_cache(maxsize=4)  # in the demo, policy and reward model read the same pairs
 def pairs(split: str, count: int, seed: int = 0) -> list[dict]:
     """`count` pairs of answers, each rated by one annotator; none of equal quality or ratings."""
     rng, questions, rows = random.Random(f"{split} pairs {seed}"), prompts(split), []
