@@ -1,0 +1,294 @@
+"""Mutation tests: small errors are written into the code, and the tests must notice each of them.
+
+    python tests/mutants.py                    # 200 random mutants of maths, models and trainings
+    python tests/mutants.py --sample 0         # all of them: hours
+    python tests/mutants.py rlhf_min/maths     # of these files or folders only
+
+First all tests run once, with their coverage.  Then each mutant is tried by the tests that run its
+line, the quickest first.  docs/mutants.md explains those that survive.
+"""
+
+import argparse
+import ast
+import bisect
+import contextlib
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import coverage
+import pytest
+import torch  # imported once here, so that the processes of the mutants need not do it
+import transformers  # noqa: F401
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+TARGETS = ["rlhf_min/maths", "rlhf_min/models", "train_policy.py", "train_rm.py"]
+BUDGET = 40  # seconds of tests for one mutant: the quickest of those that run its line
+PATIENCE = 5, 60  # a mutant dies also when its tests take 5 times as long as before, and 60 s more
+
+OPERATORS = {
+    ast.Lt: ("<", "<="), ast.LtE: ("<=", "<"), ast.Gt: (">", ">="), ast.GtE: (">=", ">"),
+    ast.Eq: ("==", "!="), ast.NotEq: ("!=", "=="), ast.Is: (" is ", " is not "),
+    ast.IsNot: ("is not", "is"), ast.In: (" in ", " not in "), ast.NotIn: ("not in", "in"),
+    ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.Mult: ("*", "/"), ast.Div: ("/", "*"),
+    ast.FloorDiv: ("//", "*"), ast.Mod: ("%", "*"), ast.Pow: ("**", "*"), ast.BitOr: ("|", "&"),
+    ast.BitAnd: ("&", "|"), ast.And: (" and ", " or "), ast.Or: (" or ", " and "),
+}  # fmt: skip
+NAMES = {"min": "max", "sum": "mean", "all": "any", "minimum": "maximum", "floor": "ceil"}
+NAMES |= {"log_softmax": "softmax", "logsigmoid": "sigmoid", "clamp_min": "clamp_max"}
+NAMES |= {new: old for old, new in NAMES.items()}
+REMOVED = {"detach", "clone", "float", "double", "clamp", "clamp_min", "clamp_max", "abs", "exp"}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One error: `new` in place of `old` in a file, from byte `begin` on."""
+
+    path: str
+    line: int
+    begin: int
+    old: str
+    new: str
+
+    def apply(self, source: bytes) -> bytes:
+        """The file's text with the error."""
+        end = self.begin + len(self.old.encode())
+        return source[: self.begin] + self.new.encode() + source[end:]
+
+    def __str__(self):
+        return f"{self.path}:{self.line}: {self.old!r} -> {self.new!r}"
+
+
+def mutants_of(path: str) -> list[Mutant]:
+    """All mutants of a file: operators, constants, names, keywords, conditions, statements."""
+    source = (ROOT / path).read_bytes()
+    starts, mutants = [0], []
+    for line in source.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+
+    def ends(node) -> tuple[int, int]:
+        first = starts[node.lineno - 1] + node.col_offset
+        return first, starts[node.end_lineno - 1] + node.end_col_offset
+
+    def replace(node, new: str, begin=None, end=None) -> None:
+        begin, end = begin or ends(node)[0], end or ends(node)[1]
+        mutant = Mutant(path, node.lineno, begin, source[begin:end].decode(), new)
+        if "__name__" in mutant.old:
+            return
+        with contextlib.suppress(SyntaxError):
+            compile(mutant.apply(source), path, "exec")
+            mutants.append(mutant)
+
+    tree = ast.parse(source)
+    hints = [getattr(n, name, None) for n in ast.walk(tree) for name in ("annotation", "returns")]
+    skipped = {id(n) for hint in hints if isinstance(hint, ast.AST) for n in ast.walk(hint)}
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        pair = None
+        if isinstance(node, ast.Compare) and len(node.ops) == 1:
+            pair = node.left, node.ops[0], node.comparators[0]
+        elif isinstance(node, ast.BinOp):
+            pair = node.left, node.op, node.right
+        elif isinstance(node, ast.BoolOp):
+            pair = node.values[0], node.op, node.values[1]
+        if pair and type(pair[1]) in OPERATORS:
+            old, new = OPERATORS[type(pair[1])]
+            begin, end = ends(pair[0])[1], ends(pair[2])[0]
+            if old in (between := source[begin:end].decode()):
+                replace(node, between.replace(old, new, 1), begin, end)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.Not)):
+            replace(node, f"({ast.unparse(node.operand)})")
+        elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
+            replace(node, str(not node.value))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, (int, float)):
+            replace(
+                node, repr(node.value + 1 if isinstance(node.value, int) else node.value * 2 or 1.0)
+            )
+        elif isinstance(node, ast.Attribute) and node.attr in NAMES:
+            replace(node, NAMES[node.attr], ends(node)[1] - len(node.attr))
+        elif isinstance(node, (ast.If, ast.While, ast.IfExp)):
+            replace(node.test, f"(not ({ast.unparse(node.test)}))")
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            replace(node, "None")
+        elif isinstance(node, ast.Call):
+            for keyword in node.keywords:
+                begin, end = ends(keyword)
+                if keyword.arg and keyword.arg != "heading":
+                    replace(
+                        keyword,
+                        "",
+                        begin,
+                        end + len(source[end:]) - len(source[end:].lstrip(b", ")),
+                    )
+            if isinstance(node.func, ast.Attribute) and node.func.attr in REMOVED:
+                replace(node, ast.unparse(node.func.value))
+    return mutants
+
+
+class Durations:
+    """A pytest plugin that notes the seconds of each test that passes, and the others' names."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self.failed: set[str] = set()
+
+    def pytest_runtest_logreport(self, report):
+        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0) + report.duration
+        if report.failed:
+            self.failed.add(report.nodeid)
+
+    def passed(self) -> dict[str, float]:
+        return {test: s for test, s in self.seconds.items() if test not in self.failed}
+
+
+def run_tests(folder: Path, arguments: list[str], limit: float, plugins=()) -> str:
+    """Run pytest in a fork of this process; returns "passed", "failed" or "too slow"."""
+    if not (child := os.fork()):
+        os.setsid()
+        os.chdir(folder)
+        sys.path[:0] = [str(folder), str(folder / "tests")]
+        with open(folder / "pytest.log", "w") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        code = pytest.main(["-q", "-p", "no:cacheprovider", *arguments], plugins=list(plugins))
+        for plugin in plugins:
+            (folder / "durations.json").write_text(json.dumps(plugin.passed()))
+            print("failed before any mutant, so not used:", *plugin.failed, file=sys.stderr)
+        os._exit(int(code))
+    deadline = time.monotonic() + limit
+    while time.monotonic() < deadline:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return "passed" if status == 0 else "failed"
+        time.sleep(0.02)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return "too slow"
+
+
+def copy_repository(folder: Path) -> Path:
+    """Copy the tracked and the new files into a folder of their own, beside ../shared if any."""
+    names = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.split("\n")  # fmt: skip
+    for name in filter(None, names):
+        if (ROOT / name).is_file():
+            (folder / "work" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / "work" / name)
+    subprocess.run(["git", "init", "-q"], cwd=folder / "work", check=True)
+    subprocess.run(["git", "add", "-A"], cwd=folder / "work", check=True)
+    return folder / "work"
+
+
+def measure(folder: Path, out: Path) -> tuple[dict, dict]:
+    """Run all tests once: (file → line → tests that run it, test → seconds)."""
+    sources = ["--cov=rlhf_min", "--cov=train_policy", "--cov=train_rm", "--cov-context=test"]
+    parallel = ["-n", str(os.cpu_count()), "--dist", "worksteal"]
+    run_tests(folder, [*sources, *parallel, "--cov-report=json"], 7200, [Durations()])
+    for name in ("coverage.json", "pytest.log"):
+        shutil.copy(folder / name, out)
+    data = coverage.CoverageData(str(folder / ".coverage"))
+    data.read()
+    tests = {
+        str(Path(file).relative_to(folder)): {
+            line: sorted({name.split("|")[0] for name in names if name})
+            for line, names in data.contexts_by_lineno(file).items()
+        }
+        for file in data.measured_files()
+    }
+    return tests, json.loads((folder / "durations.json").read_text())
+
+
+def try_mutant(mutant: Mutant, tests: dict, seconds: dict) -> dict:
+    """The mutant with its result: "passed" (it survived), "failed", "too slow" or "no test"."""
+    folder = Path(os.environ["MUTANTS_FOLDER"])
+    lines = tests.get(mutant.path, {})
+    # A line that runs at import only is tried by all tests that run any line of its file.
+    chosen = lines.get(mutant.line) or set().union(*lines.values())
+    chosen = sorted((t for t in chosen if t in seconds), key=seconds.get)
+    times = list(itertools.accumulate(seconds[t] for t in chosen))
+    chosen = chosen[: min(100, max(20, bisect.bisect(times, BUDGET)))]
+    target = folder / mutant.path
+    source = target.read_bytes()
+    begin, outcome = time.monotonic(), "no test"
+    try:
+        target.write_bytes(mutant.apply(source))
+        # In parts, because to collect many tests takes longer than to run a few.
+        for part in filter(None, (chosen[:8], chosen[8:30], chosen[30:])):
+            limit = PATIENCE[0] * sum(map(seconds.get, part)) + PATIENCE[1]
+            outcome = run_tests(folder, ["-x", *part], limit)
+            if outcome != "passed":
+                break
+    finally:
+        target.write_bytes(source)
+    return {**asdict(mutant), "result": outcome, "seconds": round(time.monotonic() - begin, 1)}
+
+
+def make_worker(place: str) -> None:
+    """Give a worker process a copy of the repository."""
+    os.environ["MUTANTS_FOLDER"] = str(copy_repository(Path(tempfile.mkdtemp(dir=place))))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("targets", nargs="*", default=TARGETS, help="files or folders")
+    parser.add_argument("--sample", type=int, default=200, help="mutants at random (0: all)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument("--out", default="runs/mutants", help="folder of the results")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    files = [
+        f
+        for t in given.targets
+        for f in ([ROOT / t] if t.endswith(".py") else sorted((ROOT / t).glob("*.py")))
+    ]
+    mutants = [m for file in files for m in mutants_of(str(file.relative_to(ROOT)))]
+    print(f"{len(mutants)} mutants of {len(files)} files")
+    if given.sample:
+        mutants = random.Random(given.seed).sample(mutants, min(given.sample, len(mutants)))
+    out = Path(given.out)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as place:
+        if not (out / "tests.json").exists():
+            print("all tests run once, with their coverage: some minutes")
+            (out / "tests.json").write_text(json.dumps(measure(copy_repository(Path(place)), out)))
+        tests, seconds = json.loads((out / "tests.json").read_text())
+        tests = {
+            f: {int(n): set(names) for n, names in lines.items()} for f, lines in tests.items()
+        }
+        results, alive = [], []
+        with (
+            multiprocessing.get_context("fork").Pool(given.workers, make_worker, [place]) as pool,
+            (out / "mutants.jsonl").open("a") as file,
+        ):
+            one = partial(try_mutant, tests=tests, seconds=seconds)
+            for row in (bar := tqdm(pool.imap_unordered(one, mutants), "mutants", len(mutants))):
+                results.append(row)
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                alive = [r for r in results if r["result"] in ("passed", "no test")]
+                bar.set_postfix(survived=len(alive))
+    for row in alive:
+        row = {k: v for k, v in row.items() if k not in ("result", "seconds")}
+        print(Mutant(**row))
+    print(f"{len(results) - len(alive)} of {len(results)} mutants died")
+
+
+if __name__ == "__main__":
+    main()
