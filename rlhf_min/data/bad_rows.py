@@ -53,7 +53,7 @@ def listed(counts: dict[str, int]) -> str:
 def report_dropped(counts: dict[str, int], left: int, what: str) -> None:
     """Print the counts by reason, and warn when few are left.  what: such as "training pairs"."""
     for reason, count in counts.items():
-        if count:
+        if count and reason != REPEATED:  # of pairs, a prompt usually comes more than once
             fate = "noted" if reason in NOTED else "dropped"
             print(f"{count} {what} {fate}: {reason.replace('_', ' ')}")
     if left < FEW:
