@@ -25,7 +25,7 @@ from tqdm import tqdm
 from rlhf_min import InputError
 from rlhf_min.command_line import check_ranges, option, run
 from rlhf_min.data.bad_rows import report_dropped
-from rlhf_min.data.files import read_json, read_jsonl
+from rlhf_min.data.files import read_json
 from rlhf_min.data.preferences import fingerprint, read_pairs, read_prompts
 from rlhf_min.data.visible import visible
 from rlhf_min.hardware.device import choose_dtype
@@ -34,6 +34,7 @@ from rlhf_min.judging.comparisons import (
     Outcome,
     Verdict,
     VerdictLog,
+    read_comparisons,
     settle,
     summarise,
     training_pairs,
@@ -190,10 +191,9 @@ def write_results(config: Config, log: RunLog, outcomes: list[Outcome]) -> dict:
 
 def print_summary(config: Config, summary: dict, outcomes: list[Outcome]) -> None:
     share = {k: f"{v:.1%}" if isinstance(v, float) else "none" for k, v in summary.items()}
-    name, title, in_data = "win_rate", "win rate of b", ""
-    if config.agreement:
-        name, title = "agreement", "agreement"
-        in_data = f" (in the data {share['longer_wins_data']})"
+    known = config.agreement
+    name, title = ("agreement", "agreement") if known else ("win_rate", "win rate of b")
+    in_data = f" (in the data {share['longer_wins_data']})" if known else ""
     print(
         f"{config.out}: {title} {share[name]} [{share[name + '_low']}, {share[name + '_high']}], "
         f"at equal length {share['length_controlled_rate']}; {summary['pairs']} pairs, "
@@ -213,7 +213,7 @@ def main(config: Config) -> dict:
     judge_all = choose_judge(config)  # before sampling, so that a wrong name costs no time
     answers_path, verdicts_path = (Path(config.out, f"{n}.jsonl") for n in ("answers", "verdicts"))
     if config.resume and answers_path.exists():
-        comparisons = [Comparison(**row) for row in read_jsonl(answers_path)]
+        comparisons = read_comparisons(answers_path)
         dropped = read_json(Path(config.out) / "run.json").get("data", {}).get("dropped")
     else:
         comparisons, dropped = make_comparisons(config)

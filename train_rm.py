@@ -144,8 +144,8 @@ def train(config: Config, model, pairs, held_out, steps: int, log, checkpoint: d
     """
     optimiser, first = MasterAdamW(model, config.weight_decay), checkpoint["step"]
     if "model" in checkpoint:
-        model.load_state_dict(checkpoint["model"])
-        optimiser.load_state_dict(checkpoint["optimiser"])
+        states = checkpoint["model"], checkpoint["optimiser"]
+        checkpoints.restore_weights(model, optimiser, *states)
     tie, evaluated = TIES[config.tie], None
     for step in (bar := tqdm(range(first, steps), "reward model", steps, initial=first)):
         clock = Clock()

@@ -4,8 +4,6 @@ import sys
 from dataclasses import dataclass
 from functools import lru_cache
 
-from jinja2 import TemplateError
-
 from rlhf_min import InputError
 
 
@@ -40,10 +38,11 @@ def chat_text(tokenizer, prompt: str | list[dict], answer: str | None = None) ->
         messages = [*messages, {"role": "assistant", "content": answer}]
     try:
         return tokenizer.apply_chat_template(messages, **settings)
-    except (TemplateError, TypeError) as error:
+    except Exception as error:  # a template is a program, whose errors are of any type
+        reason = str(error) or type(error).__name__
         raise InputError(
             f"the chat template of {tokenizer.name_or_path} refuses the prompt {prompt!r:.200} "
-            f"({error}): change the prompt's turns, or take another model"
+            f"({reason}): change the prompt's turns, or take another model"
         ) from error
 
 

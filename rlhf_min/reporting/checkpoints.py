@@ -18,6 +18,10 @@ from rlhf_min.hardware import disk
 from rlhf_min.reporting.folder_files import CHECKPOINTS
 
 NEWEST, PREVIOUS = CHECKPOINTS
+# What a checkpoint holds, and its types: of both scripts, and of train_rm.py or train_policy.py.
+ENTRIES = {"step": int, "metrics": str, "run": str, "random": dict, "optimiser": dict}
+OF_SCRIPT = [{"model": dict}, {"policy": dict, "generator": torch.Tensor, "baseline": dict}]
+OF_SCRIPT[1] |= {"before": dict, "samples": list, "reward_scale": dict}
 
 
 def random_states() -> dict:
@@ -81,6 +85,19 @@ def load_checkpoint(out: str | Path) -> dict | None:
     return None
 
 
+def restore_weights(model, optimiser, weights: dict, moments: dict) -> None:
+    """Set model and optimiser to their states in a checkpoint.  Raises InputError: other sizes."""
+    try:
+        model.load_state_dict(weights)
+        optimiser.load_state_dict(moments)
+    except (RuntimeError, LookupError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise InputError(
+            f"the checkpoint does not fit {model.name_or_path}, which changed since the run began "
+            f"({reason}): give the same model again, or start with --overwrite"
+        ) from error
+
+
 def delete_checkpoints(out: Path) -> None:
     """Delete the checkpoints of a finished run."""
     for name in CHECKPOINTS:
@@ -97,6 +114,10 @@ def _read(path: Path, run: str | None) -> tuple[dict, str]:
     except Exception as error:  # damaged bytes raise errors of many kinds in zipfile and torch
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return {}, f"is damaged ({reason[:80]})"
-    if not isinstance(state, dict) or not {"step", "metrics", "run"} <= state.keys():
-        return {}, "is not a checkpoint of a run"
+    if not isinstance(state, dict) or not any(_fits(state, ENTRIES | own) for own in OF_SCRIPT):
+        return {}, "is not a checkpoint of this version"
     return state, "" if state["run"] == run else "is of another run"
+
+
+def _fits(state: dict, types: dict) -> bool:
+    return all(isinstance(state.get(name), kind) for name, kind in types.items())
