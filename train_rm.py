@@ -193,7 +193,7 @@ def main(config: Config) -> dict:
     pairs, held_out, dropped, dropped_held_out = read_pairs(config)
     start_model.build_if_missing(config.model)
     model = new_reward_model(config.model, config.head, choose_dtype(config.dtype))
-    tokenizer = loading.load_tokenizer(config.model)
+    tokenizer = loading.load_tokenizer(config.model, model=model)
     separate_pad(model, tokenizer)
     if config.gradient_checkpointing:
         loading.checkpoint_activations(model)

@@ -16,10 +16,37 @@ class EncodedPrompt:
 
 
 def end_token_ids(model, tokenizer) -> list[int]:
-    """Token ids that end an answer: from tokenizer, chat template and generation config."""
+    """Token ids that end an answer: from tokenizer, chat template and generation config.
+
+    Raises InputError for ids that the model does not have.
+    """
+    check_vocabulary(tokenizer, model)
     extra = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     extra = extra if isinstance(extra, list) else [extra]
+    rows = range(model.get_input_embeddings().num_embeddings)
+    if wrong := [i for i in extra if i is not None and (type(i) is not int or i not in rows)]:
+        raise InputError(
+            f"{model.name_or_path}/generation_config.json: eos_token_id {wrong[0]!r} is no token "
+            f"id from 0 to {len(rows) - 1}: correct it"
+        )
     return sorted({tokenizer.eos_token_id, turn_end(tokenizer)[0], *extra} - {None})
+
+
+def check_vocabulary(tokenizer, model) -> None:
+    """Raise InputError if a text can have tokens for which the model has no embedding.
+
+    Special tokens that no text here gets may lack one: Gemma 3 has one for images.
+    """
+    rows = model.get_input_embeddings().num_embeddings
+    used = tokenizer.eos_token_id, tokenizer.bos_token_id, turn_end(tokenizer)[0]
+    unused = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special} - {*used}
+    beyond = {i: t for t, i in tokenizer.get_vocab().items() if i >= rows and i not in unused}
+    if beyond:
+        token, text = min(beyond.items())
+        raise InputError(
+            f"{model.name_or_path} has {rows} embeddings, but its tokenizer gives {text!r:.50} the "
+            f"id {token}: model and tokenizer do not belong together, or a file of them is damaged"
+        )
 
 
 def plain_text(prompt: str | list[dict]) -> str:

@@ -18,10 +18,13 @@ from rlhf_min.hardware import disk
 from rlhf_min.reporting.folder_files import CHECKPOINTS
 
 NEWEST, PREVIOUS = CHECKPOINTS
-# What a checkpoint holds, and its types: of both scripts, and of train_rm.py or train_policy.py.
-ENTRIES = {"step": int, "metrics": str, "run": str, "random": dict, "optimiser": dict}
-OF_SCRIPT = [{"model": dict}, {"policy": dict, "generator": torch.Tensor, "baseline": dict}]
-OF_SCRIPT[1] |= {"before": dict, "samples": list, "reward_scale": dict}
+# What a checkpoint holds, with its types: in every run, and in those of a script.
+ENTRIES = {"step": int, "metrics": str, "run": str, "random": dict}
+OF_SCRIPT = {
+    "train_rm.py": {"model": dict, "optimiser": dict},
+    "train_policy.py": {"policy": dict, "optimiser": dict, "baseline": dict, "before": dict},
+}
+OF_SCRIPT["train_policy.py"] |= {"samples": dict, "reward_scale": dict, "generator": torch.Tensor}
 
 
 def random_states() -> dict:
@@ -67,7 +70,7 @@ def load_checkpoint(out: str | Path) -> dict | None:
     A damaged one is named, and the one before is used.  Raises InputError when all are damaged.
     """
     folder, damaged = Path(out), []
-    run = read_json(folder / "run.json").get("id")
+    run = read_json(folder / "run.json")
     for name in CHECKPOINTS:
         path = folder / name
         if not path.exists():
@@ -104,8 +107,8 @@ def delete_checkpoints(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def _read(path: Path, run: str | None) -> tuple[dict, str]:
-    """A checkpoint and what is wrong with it ("" if nothing is); run: the "id" in run.json."""
+def _read(path: Path, run: dict) -> tuple[dict, str]:
+    """A checkpoint and what is wrong with it ("" if nothing is); run: the content of run.json."""
     try:
         with zipfile.ZipFile(path) as archive:
             if (part := archive.testzip()) is not None:
@@ -114,10 +117,7 @@ def _read(path: Path, run: str | None) -> tuple[dict, str]:
     except Exception as error:  # damaged bytes raise errors of many kinds in zipfile and torch
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return {}, f"is damaged ({reason[:80]})"
-    if not isinstance(state, dict) or not any(_fits(state, ENTRIES | own) for own in OF_SCRIPT):
+    types = ENTRIES | OF_SCRIPT.get(str(run.get("script")), {})
+    if not isinstance(state, dict) or not all(isinstance(state.get(k), types[k]) for k in types):
         return {}, "is not a checkpoint of this version"
-    return state, "" if state["run"] == run else "is of another run"
-
-
-def _fits(state: dict, types: dict) -> bool:
-    return all(isinstance(state.get(name), kind) for name, kind in types.items())
+    return state, "" if state["run"] == run.get("id") else "is of another run"
