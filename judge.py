@@ -59,7 +59,7 @@ from tqdm import tqdm
 
 from rlhf_min import InputError
 from rlhf_min.data.bad_rows import report_dropped
-from rlhf_min.data.files import read_json, read_jsonl
+from rlhf_min.data.files import read_json
 from rlhf_min.data.preferences import fingerprint, read_pairs, read_prompts
 from rlhf_min.hardware.device import choose_dtype
 from rlhf_min.judging.comparisons import (
@@ -68,6 +68,7 @@ from rlhf_min.judging.comparisons import (
     Verdict,
     VerdictLog,
     describe,
+    read_comparisons,
     settle,
     summarise,
     training_pairs,
@@ -202,7 +203,7 @@ def main(config: Config) -> dict:
     judge_all = choose_judge(config)  # before sampling, so that a wrong name costs no time
     answers_path, verdicts_path = (Path(config.out, f"{n}.jsonl") for n in ("answers", "verdicts"))
     if config.resume and answers_path.exists():
-        comparisons = [Comparison(**row) for row in read_jsonl(answers_path)]
+        comparisons = read_comparisons(answers_path)
         dropped = read_json(Path(config.out) / "run.json").get("data", {}).get("dropped")
     else:
         comparisons, dropped = make_comparisons(config)

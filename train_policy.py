@@ -121,8 +121,8 @@ def initial_state(config: Config, policy, state: dict) -> tuple:
         "none": baselines.Baseline(),
     }[config.baseline]
     if "policy" in state:
-        policy.load_state_dict(state.pop("policy"))
-        optimiser.load_state_dict(state.pop("optimiser"))
+        states = state.pop("policy"), state.pop("optimiser")
+        checkpoints.restore_weights(policy, optimiser, *states)
         generator.set_state(state.pop("generator"))
         baseline = replace(baseline, **state.pop("baseline"))
     return optimiser, generator, baseline

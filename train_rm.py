@@ -146,8 +146,8 @@ def train(config: Config, model, pairs, held_out, steps: int, log, checkpoint: d
     """
     optimiser, first = MasterAdamW(model, config.weight_decay), checkpoint["step"]
     if "model" in checkpoint:
-        model.load_state_dict(checkpoint["model"])
-        optimiser.load_state_dict(checkpoint["optimiser"])
+        states = checkpoint["model"], checkpoint["optimiser"]
+        checkpoints.restore_weights(model, optimiser, *states)
     tie, evaluated = TIES[config.tie], None
     for step in (bar := tqdm(range(first, steps), "reward model", steps, initial=first)):
         clock = Clock()
@@ -195,7 +195,7 @@ def main(config: Config) -> dict:
     pairs, held_out, dropped, dropped_held_out = read_pairs(config)
     start_model.build_if_missing(config.model)
     model = new_reward_model(config.model, config.head, choose_dtype(config.dtype))
-    tokenizer = loading.load_tokenizer(config.model)
+    tokenizer = loading.load_tokenizer(config.model, model=model)
     separate_pad(model, tokenizer)
     if config.gradient_checkpointing:
         loading.checkpoint_activations(model)

@@ -11,6 +11,7 @@ import difflib
 import math
 import operator
 import os
+import re
 import signal
 import sys
 import typing
@@ -47,21 +48,23 @@ def flag_of(name: str) -> str:
 def check_ranges(config) -> None:
     """Raise InputError for the first number outside the bounds declared beside its field.
 
-    Numbers with no bound of their own lie between -LARGEST and LARGEST; NaN is refused everywhere.
+    Numbers with no bound of their own lie between -LARGEST and LARGEST; NaN is refused everywhere,
+    and so is text with characters that cannot be printed: file names end up in messages.
     """
     for field in dataclasses.fields(config):
         value, bounds = getattr(config, field.name), field.metadata.get("bounds", {})
-        bounds = {"at_least": -LARGEST, "at_most": LARGEST} | bounds
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, bool) or not isinstance(number, (int, float)):
+        bounds, flag = {"at_least": -LARGEST, "at_most": LARGEST} | bounds, flag_of(field.name)
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, str) and not item.isprintable():
+                raise InputError(f"{flag} holds characters that cannot be printed: {item!r}")
+            if isinstance(item, bool) or not isinstance(item, (int, float)):
                 continue
-            flag = flag_of(field.name)
-            if not math.isfinite(number):
-                raise InputError(f"{flag} must be a finite number, got {number}")
+            if not math.isfinite(item):
+                raise InputError(f"{flag} must be a finite number, got {item}")
             for bound, limit in bounds.items():
-                if not BOUNDS[bound](number, limit):
+                if not BOUNDS[bound](item, limit):
                     raise InputError(
-                        f"{flag} must be {bound.replace('_', ' ')} {limit}, got {number}"
+                        f"{flag} must be {bound.replace('_', ' ')} {limit}, got {item}"
                     )
 
 
@@ -87,8 +90,13 @@ def run(main: Callable, config_class: type, argv: list[str] | None = None) -> in
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         message, code = f"error: {reason}: check the path, its rights and the disk", 2
-    print(visible(" ".join(message.splitlines())), file=sys.stderr)
+    print(visible(re.sub(r"\S{400,}", _shortened, " ".join(message.splitlines()))), file=sys.stderr)
     raise SystemExit(code)
+
+
+def _shortened(word: re.Match) -> str:
+    """The two ends of a very long word, such as a value that was pasted by mistake."""
+    return f"{word[0][:100]}…{word[0][-100:]}"
 
 
 def check_flags(config_class: type) -> None:

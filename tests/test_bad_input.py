@@ -1,12 +1,14 @@
 """Wrong settings and inputs: one sentence that names the cause, exit code 2, nothing written."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from test_reward_model import trained_folder
 from tiny_models import tiny_folder, tiny_pairs, write_rows
 
@@ -33,6 +35,19 @@ def place(tmp_path_factory):
     (endless / "tokenizer_config.json").write_text(json.dumps(settings))
     broken = tiny_folder(place / "broken", "smol")
     (broken / "model.safetensors").write_bytes(b"\x00" * 100)
+    wordy = tiny_folder(place / "wordy", "smol")  # its end token is in no vocabulary
+    settings["eos_token"] = "<end>"
+    (wordy / "tokenizer_config.json").write_text(json.dumps(settings))
+    generation = tiny_folder(place / "generation", "smol")
+    (generation / "generation_config.json").write_text('{"eos_token_id": "end"}')
+    shutil.copytree(place / "rm", place / "wordy-rm")
+    shutil.copy(wordy / "tokenizer_config.json", place / "wordy-rm")
+    template = tiny_folder(place / "template", "smol")  # its message is empty
+    (template / "chat_template.jinja").write_text("{{ 'x' * 10**12 }}")
+    overflow = tiny_folder(place / "overflow", "smol")
+    weights = load_file(overflow / "model.safetensors")
+    weights["model.embed_tokens.weight"] *= 1e30
+    save_file(weights, overflow / "model.safetensors", metadata={"format": "pt"})
     rows = tiny_pairs(8)
     write_rows(place / "good.jsonl", rows)
     write_rows(place / "held.jsonl", tiny_pairs(3, "frog"))
@@ -104,6 +119,8 @@ TRAIN_RM = [
     ("--learning-rte 1", ["--learning-rte", "--learning-rate"]),
     ("--model no/such/folder", ["no/such/folder"]),
     ("--model endless", ["endless", "end token"]),
+    ("--model wordy", ["wordy has 293 embeddings", "'<end>'", "id 293"]),
+    ("--model template", ["template of template", "MemoryError"]),
     ("--model broken", ["broken"]),
     ("--model rm --head ratings", ["rm", "head"]),
     ("--out used", ["used", "another run"]),
@@ -147,6 +164,11 @@ TRAIN_POLICY = [
     ("--reward-model no/such/folder", ["no/such/folder"]),
     ("--model no/such/folder", ["no/such/folder"]),
     ("--model endless", ["endless", "end token"]),
+    ("--model wordy", ["wordy has 293 embeddings", "'<end>'", "id 293"]),
+    ("--model template", ["template of template", "MemoryError"]),
+    ("--model generation", ["generation/generation_config.json", "eos_token_id 'end'"]),
+    ("--reward-model wordy-rm", ["wordy-rm has 293 embeddings", "'<end>'"]),
+    ("--model overflow", ["overflow gives hidden states", "0"]),
     ("--model broken", ["broken"]),
     ("--reference no/such/folder", ["no/such/folder"]),
     ("--out used", ["used", "another run"]),

@@ -1,5 +1,6 @@
 """Checkpoints, the lock, full disks and kills: nothing is lost, nothing is silently accepted."""
 
+import json
 import os
 import random
 import resource
@@ -25,7 +26,7 @@ from test_run_folder_and_resume import (
 from test_train_policy import tiny_run as tiny_policy_run
 from test_train_rm import rows_of
 from test_train_rm import tiny_run as tiny_rm_run
-from tiny_models import tiny_model, tiny_tokenizer, write_rows
+from tiny_models import tiny_folder, tiny_model, tiny_tokenizer, write_rows
 
 import judge
 from rlhf_min import InputError, command_line
@@ -489,6 +490,56 @@ def test_a_moved_folder_is_resumed_under_any_spelling_of_its_path(
     script.main(config(tiny_run, "after/../after", resume=True, **settings))
     script.main(config(tiny_run, tmp_path / "whole", **settings))
     assert_same_run(tmp_path / "after", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_run_whose_model_changed_is_not_resumed(tmp_path, request, monkeypatch, name):
+    script, fixture, config, settings = SCRIPTS[name]
+    tiny_run = request.getfixturevalue(fixture)
+    model = str(shutil.copytree(tiny_run["model"], tmp_path / "model"))
+    tiny_run = {**tiny_run, "model": model}
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            script.main(config(tiny_run, tmp_path / "run", **settings))
+    tiny_folder(model, "smol", intermediate_size=32)
+    before = (tmp_path / "run" / NEWEST).read_bytes()
+    with pytest.raises(InputError, match=f"does not fit {model}, which changed"):
+        script.main(config(tiny_run, tmp_path / "run", resume=True, **settings))
+    assert (tmp_path / "run" / NEWEST).read_bytes() == before
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+@pytest.mark.parametrize("entry", ["optimiser", "model", "generator", "before", "random"])
+def test_a_checkpoint_without_an_entry_is_not_used(tmp_path, request, monkeypatch, name, entry):
+    """As another version might have written it."""
+    script, fixture, config, settings = SCRIPTS[name]
+    tiny_run = request.getfixturevalue(fixture)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            script.main(config(tiny_run, tmp_path / "run", **settings))
+    path = tmp_path / "run" / NEWEST
+    state = torch.load(path, weights_only=True)
+    if state.pop(entry, None) is None:
+        pytest.skip("of the other script")
+    torch.save(state, path)
+    with pytest.raises(InputError, match="is not a checkpoint of this version"):
+        script.main(config(tiny_run, tmp_path / "run", resume=True, **settings))
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_run_whose_run_json_is_damaged_is_not_resumed(tmp_path, request, monkeypatch, name):
+    script, fixture, config, settings = SCRIPTS[name]
+    tiny_run = request.getfixturevalue(fixture)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            script.main(config(tiny_run, tmp_path / "run", **settings))
+    path = tmp_path / "run" / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "data": 3}))
+    with pytest.raises(InputError, match=r"run/run\.json is damaged"):
+        script.main(config(tiny_run, tmp_path / "run", resume=True, **settings))
 
 
 @pytest.mark.parametrize("name", TRAININGS)

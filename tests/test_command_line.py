@@ -210,6 +210,12 @@ def test_input_error_of_main_is_a_sentence(capsys):
     assert sentence(capsys, main) == "error: data.jsonl row 3 is empty: remove it\n"
 
 
+def test_a_very_long_word_is_shown_by_its_two_ends(capsys):
+    message = sentence(capsys, print, ["--model", "x", "--unknown-" + "y" * 5000 + "z"])
+    assert message.startswith("error: unknown flag --unknown-yyy") and "y…y" in message
+    assert "yz: see --help" in message and len(message) < 300
+
+
 def test_control_characters_of_a_data_file_do_not_reach_the_terminal(capsys):
     def main(config):
         raise InputError("row 3 has the role \x1b]0;owned\x07\u202e: remove it")

@@ -217,6 +217,8 @@ def test_a_missing_file_or_a_wrong_name(tmp_path):
         read_rows(str(tmp_path / "data.txt"))
     with pytest.raises(InputError, match="'zo' is no data: give zoo"):
         read_rows("zo")
+    with pytest.raises(InputError, match="'' is no data: give zoo"):
+        read_rows("")
     (tmp_path / "folder.jsonl").mkdir()
     with pytest.raises(InputError, match=r"folder\.jsonl cannot be read"):
         read_rows(str(tmp_path / "folder.jsonl"))

@@ -391,11 +391,24 @@ def test_a_run_of_another_version_is_left_alone(tmp_path):
         log = out / "verdicts.jsonl"
         log.write_text(log.read_text().replace('{"comparison":', '{"duel":'))
         before = contents(out)
-        with pytest.raises(InputError, match=r"verdicts\.jsonl was .* with --overwrite"):
+        with pytest.raises(InputError, match=r"verdicts\.jsonl row 1 .* with --overwrite"):
             judge.main(judge.Config(**common, out=str(out), resume=True))
         assert contents(out) == before
         judge.main(judge.Config(**common, out=str(out), overwrite=True))
     assert len(server.bodies) == 12
+
+
+def test_answers_of_another_version_are_one_sentence(tmp_path):
+    pairs, out = pairs_file(tmp_path / "pairs.jsonl", 3), tmp_path / "out"
+    with serving(prefers_good) as server:
+        common = {"agreement": str(pairs), "judge": "openai:m", "base_url": server.url}
+        judge.main(judge.Config(**common, out=str(out)))
+        answers = out / "answers.jsonl"
+        answers.write_text(answers.read_text().replace('"prompt":', '"question":'))
+        before = contents(out)
+        with pytest.raises(InputError, match=r"answers\.jsonl row 1 .* with --overwrite"):
+            judge.main(judge.Config(**common, out=str(out), resume=True))
+        assert contents(out) == before
 
 
 def test_answers_are_sampled_once(models, tmp_path, monkeypatch):

@@ -184,18 +184,32 @@ def test_the_verdict_log_removes_verdicts_and_keeps_the_order_of_judging(tmp_pat
     assert list(again.verdicts.items()) == [((1, 0), Verdict("first")), ((0, 0), Verdict("second"))]
 
 
+BROKEN = [
+    {"winner": "b"},
+    {"winner": ["first"]},
+    {"winner": "first", "explanation": 7},
+    {"winner": "first", "reply": None},
+    {"winner": "first", "prompt_tokens": "9"},
+    {"winner": "first", "ratings": "ab"},
+    [["winner", "first"]],
+]
+
+
 @pytest.mark.parametrize(
     "row",
     [
         {"duel": 0, "order": 0, "verdict": {"winner": "first"}},  # of an older version
         {"comparison": 0, "order": 0, "verdict": {"winner": "first", "tokens": 3}},
         {"comparison": 0, "order": 0},
+        {"comparison": 0, "order": 2, "verdict": None},
+        {"comparison": "0", "order": 0, "verdict": {"winner": "first"}},
+        *({"comparison": 0, "order": 0, "verdict": verdict} for verdict in BROKEN),
     ],
 )
-def test_verdicts_of_another_version_are_one_sentence(tmp_path, row):
+def test_verdicts_that_are_damaged_or_of_another_version_are_one_sentence(tmp_path, row):
     path = tmp_path / "verdicts.jsonl"
     path.write_text(json.dumps(row) + "\n")
-    with pytest.raises(InputError, match=r"verdicts\.jsonl was .* version: start") as caught:
+    with pytest.raises(InputError, match=r"verdicts\.jsonl row 1 is .* version: start") as caught:
         VerdictLog(path)
     assert "\n" not in str(caught.value)
 
@@ -204,9 +218,9 @@ def test_threads_write_whole_lines(tmp_path):
     log = VerdictLog(tmp_path / "verdicts.jsonl")
     work = [
         threading.Thread(
-            target=lambda t=t: [log.add(i, t, Verdict("tie", "x" * 5000)) for i in range(50)]
+            target=lambda t=t, own=own: [log.add(i, t % 2, Verdict("tie", "x" * 5000)) for i in own]
         )
-        for t in range(4)
+        for t, own in enumerate([range(50), range(50), range(50, 100), range(50, 100)])
     ]
     for thread in work:
         thread.start()

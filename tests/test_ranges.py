@@ -98,6 +98,19 @@ def test_limits_other_than_zero(tmp_path, monkeypatch, capsys, script, line, lim
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("name", ["out\x1b[31m", "a\nb", "\udcff", "\u202e"])
+def test_a_name_that_cannot_be_printed_is_refused(tmp_path, monkeypatch, capsys, script, name):
+    """Names of files and folders end up in messages; the terminal must not obey them."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        run(script.main, script.Config, [*(JUDGE if script is judge else []), "--out", name])
+    errors = capsys.readouterr().err
+    assert stop.value.code == 2 and errors.count("\n") == 1
+    assert errors.startswith(f"error: --out holds characters that cannot be printed: {name!r}")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_the_defaults_and_the_negative_values_that_mean_something_pass(script):
     check_ranges(script.Config())
     for flag, kind in numeric_flags(script):

@@ -178,9 +178,9 @@ def _cell(cell: str) -> str | list[Message]:
 
 def _read_hub(name: str, split: str) -> list[dict]:
     folder = Path(name)
-    if folder.is_dir():  # `datasets` would search all that lies below it
+    if name and folder.is_dir():  # `datasets` would search all that lies below it
         if not any([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")]):
-            raise InputError(f"{name or '.'} is a folder, not data: name a file in it")
+            raise InputError(f"{name} is a folder, not data: name a file in it")
     elif not HUB_NAME.fullmatch(name):
         known = f"zoo, a file ({ENDINGS[0]}, …) or owner/name"
         raise InputError(f"{name!r} is no data: give {known}")

@@ -22,6 +22,7 @@ from rlhf_min.data.visible import visible
 from rlhf_min.hardware import disk
 from rlhf_min.maths import statistics as stats
 
+WINNERS = ["first", "second", "tie", "failed", "skipped", "waiting"]  # skipped: by a person
 SCORE_OF_B = {"a": 0.0, "tie": 0.5, "b": 1.0}
 COUNTS = {"wins": "b", "losses": "a", "ties": "tie", "failures": "failed"}
 COUNTS |= {"skipped": "skipped", "waiting": "waiting"}  # name in summary.json → winner
@@ -35,12 +36,20 @@ FORMULA = r"(?='*[=+\-@\t\r\n])"
 class Verdict:
     """A judge's decision between two answers to one prompt, shown in one order."""
 
-    winner: str  # "first" | "second" | "tie" | "failed" | "skipped" (by a person) | "waiting"
+    winner: str  # one of WINNERS
     explanation: str = ""
     reply: str = ""  # what the judge said, even if no verdict was found in it
     prompt_tokens: int = 0
     reply_tokens: int = 0
     ratings: tuple[float, float] | None = None  # gold ratings of both answers, from 1 to 10
+
+    def __post_init__(self):
+        """Raise TypeError for values that no judge gives; a damaged file may hold them."""
+        texts = [self.winner, self.explanation, self.reply]
+        numbers = [self.prompt_tokens, self.reply_tokens, *(self.ratings or (0, 0))]
+        good = set(map(type, texts)) == {str} and set(map(type, numbers)) <= {int, float}
+        if not good or self.winner not in WINNERS:
+            raise TypeError("no verdict")
 
     @property
     def no_reply(self) -> bool:
@@ -96,12 +105,29 @@ def settle(comparison: Comparison, verdicts: list[Verdict]) -> Outcome:
     return Outcome(comparison, verdicts, winner, tuple(results), "\n".join(explanations))
 
 
+def _each_row(path: Path, store) -> None:
+    """Call store(**row) for each row of a .jsonl file; InputError for rows that do not fit."""
+    for number, row in enumerate(read_jsonl(path), 1):
+        try:
+            store(**row)
+        except TypeError:
+            wrong = f"{path} row {number} is damaged or of another judge.py version"
+            raise InputError(f"{wrong}: start again with --overwrite") from None
+
+
+def read_comparisons(path: Path) -> list[Comparison]:
+    """The comparisons in answers.jsonl.  Raises InputError for rows with other keys."""
+    comparisons: list[Comparison] = []
+    _each_row(path, lambda **row: comparisons.append(Comparison(**row)))
+    return comparisons
+
+
 class VerdictLog:
     """The verdicts of a run in a .jsonl file, one per line; several threads may add.
 
     Each line is written at once, so a killed process loses no verdict.  A later line replaces an
-    earlier one about the same question; a null verdict removes it.  Raises InputError for other
-    keys, as older versions wrote them.
+    earlier one about the same question; a null verdict removes it.  Raises InputError for rows that
+    are damaged or that another version wrote.
     """
 
     def __init__(self, path: Path):
@@ -111,15 +137,11 @@ class VerdictLog:
         path.touch()
         # remove an incomplete last line, or the next line would be joined to it
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-        for row in read_jsonl(path):
-            try:
-                self._store(**row)
-            except TypeError:
-                raise InputError(
-                    f"{path} was written by another judge.py version: start again with --overwrite"
-                ) from None
+        _each_row(path, self._store)
 
     def _store(self, comparison: int, order: int, verdict: dict | None) -> None:
+        if type(comparison) is not int or order not in (0, 1):
+            raise TypeError
         self.verdicts.pop((comparison, order), None)
         if verdict:
             self.verdicts[comparison, order] = Verdict(**verdict)

@@ -89,6 +89,11 @@ def choose_layout(model, say=print) -> Layout:
         except (RuntimeError, ValueError, TypeError) as error:
             reason = _first_line(error)
             continue
+        if not rows.any():
+            raise InputError(
+                f"{model.name_or_path} gives hidden states that are all 0: its weights overflow or "
+                "its file is damaged, give another model"
+            )
         gap = (tree - rows).abs().max().item() / rows.abs().max().item()
         if gap < tolerance:
             return replace(layout, spans_from=max(layout.spans_from, SPANS_FROM))

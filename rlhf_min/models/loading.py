@@ -12,7 +12,7 @@ from rlhf_min import InputError
 from rlhf_min.hardware import disk
 from rlhf_min.hardware.attention import use_products
 from rlhf_min.hardware.device import keep_freed_memory
-from rlhf_min.models.tokens import same_vocabulary
+from rlhf_min.models.tokens import check_vocabulary, same_vocabulary
 
 HEADS = ("score.", "classifier.")  # names of the weights of a reward head
 
@@ -20,11 +20,16 @@ logging.disable_progress_bar()
 logging.set_verbosity_error()  # our own errors say what is missing from a checkpoint
 
 
-def load_tokenizer(path: str, needs_end: bool = True):
-    """A tokenizer.  Raises InputError when it has no end token and needs one to end answers."""
+def load_tokenizer(path: str, needs_end: bool = True, model=None):
+    """A tokenizer.  Raises InputError when it has no end token and needs one to end answers.
+
+    model: must have an embedding for each of its tokens.
+    """
     tokenizer = _from_hub(AutoTokenizer, path, "tokenizer")
     if needs_end and tokenizer.eos_token_id is None:
         raise InputError(f"{path} has no end token: set eos_token in its tokenizer_config.json")
+    if model is not None:
+        check_vocabulary(tokenizer, model)
     return tokenizer
 
 

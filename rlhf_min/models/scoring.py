@@ -25,7 +25,7 @@ class RewardScorer:
     def __init__(self, path, dtype, policy_tokenizer=None, reading="mean", b=2.0, weight="none"):
         self.model = load_reward_model(path, dtype, reading == "entropic" or weight != "none")
         self.encoder = is_encoder(self.model)
-        self.tokenizer = load_tokenizer(path, needs_end=not self.encoder)
+        self.tokenizer = load_tokenizer(path, not self.encoder, self.model)
         self.policy_tokenizer = policy_tokenizer or self.tokenizer
         self.context = context_length(self.model)
         self.same_tokens = not self.encoder and same_tokens(self.policy_tokenizer, self.tokenizer)

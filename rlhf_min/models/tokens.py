@@ -5,8 +5,6 @@ import sys
 from dataclasses import dataclass
 from functools import lru_cache
 
-from jinja2 import TemplateError
-
 from rlhf_min import InputError
 
 
@@ -19,12 +17,37 @@ class EncodedPrompt:
 
 
 def end_token_ids(model, tokenizer) -> list[int]:
-    """Token ids that end an answer: from tokenizer, chat template and generation config."""
+    """Token ids that end an answer: from tokenizer, chat template and generation config.
+
+    Raises InputError for ids that the model does not have.
+    """
+    check_vocabulary(tokenizer, model)
     extra = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     extra = extra if isinstance(extra, list) else [extra]
-    return sorted(
-        {tokenizer.eos_token_id, turn_end(tokenizer, tokenizer.chat_template)[0], *extra} - {None}
-    )
+    rows = range(model.get_input_embeddings().num_embeddings)
+    if wrong := [i for i in extra if i is not None and (type(i) is not int or i not in rows)]:
+        raise InputError(
+            f"{model.name_or_path}/generation_config.json: eos_token_id {wrong[0]!r} is no token "
+            f"id from 0 to {len(rows) - 1}: correct it"
+        )
+    return sorted({tokenizer.eos_token_id, turn_end(tokenizer)[0], *extra} - {None})
+
+
+def check_vocabulary(tokenizer, model) -> None:
+    """Raise InputError if a text can have tokens for which the model has no embedding.
+
+    Special tokens that no text here gets may lack one: Gemma 3 has one for images.
+    """
+    rows = model.get_input_embeddings().num_embeddings
+    used = tokenizer.eos_token_id, tokenizer.bos_token_id, turn_end(tokenizer)[0]
+    unused = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special} - {*used}
+    beyond = {i: t for t, i in tokenizer.get_vocab().items() if i >= rows and i not in unused}
+    if beyond:
+        token, text = min(beyond.items())
+        raise InputError(
+            f"{model.name_or_path} has {rows} embeddings, but its tokenizer gives {text!r:.50} the "
+            f"id {token}: model and tokenizer do not belong together, or a file of them is damaged"
+        )
 
 
 def plain_text(prompt: str | list[dict]) -> str:
@@ -43,10 +66,11 @@ def chat_text(tokenizer, prompt: str | list[dict], answer: str | None = None) ->
         messages = [*messages, {"role": "assistant", "content": answer}]
     try:
         return tokenizer.apply_chat_template(messages, **settings)
-    except (TemplateError, TypeError) as error:
+    except Exception as error:  # a template is a program, whose errors are of any type
+        reason = str(error) or type(error).__name__
         raise InputError(
             f"the chat template of {tokenizer.name_or_path} refuses the prompt {prompt!r:.200} "
-            f"({error}): change the prompt's turns, or take another model"
+            f"({reason}): change the prompt's turns, or take another model"
         ) from error
 
 
@@ -107,7 +131,7 @@ def encode_answer(tokenizer, prompt: str | list[dict], answer: str, end: bool = 
     after the end token is left out, because rollouts do not have it.
     """
     template = tokenizer.chat_template
-    end_id, after = turn_end(tokenizer, template)
+    end_id, after = turn_end(tokenizer)
     if template:
         before = _chat_start(tokenizer, template, json.dumps(prompt))
         whole = chat_text(tokenizer, prompt, answer)
@@ -117,13 +141,17 @@ def encode_answer(tokenizer, prompt: str | list[dict], answer: str, end: bool = 
     return [*ids, end_id] if end else ids
 
 
-@lru_cache(maxsize=16)
-def turn_end(tokenizer, template: str | None) -> tuple[int, str]:
+def turn_end(tokenizer) -> tuple[int, str]:
     """The token id that ends an answer, and the chat template's text from that token on.
 
     It is the first special token that the template writes after an answer: Gemma's <end_of_turn>
     is not its eos_token.  Without a template, or such a token, it is eos_token.
     """
+    return _turn_end(tokenizer, tokenizer.chat_template)
+
+
+@lru_cache(maxsize=16)
+def _turn_end(tokenizer, template: str | None) -> tuple[int, str]:
     if template:
         after = chat_text(tokenizer, "question", "\u2063").partition("\u2063")[2]
         special = {i: str(t) for i, t in tokenizer.added_tokens_decoder.items() if t.special}

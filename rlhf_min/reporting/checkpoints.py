@@ -18,6 +18,13 @@ from rlhf_min.hardware import disk
 from rlhf_min.reporting.folder_files import CHECKPOINTS
 
 NEWEST, PREVIOUS = CHECKPOINTS
+# What a checkpoint holds, with its types: in every run, and in those of a script.
+ENTRIES = {"step": int, "metrics": str, "run": str, "random": dict}
+OF_SCRIPT = {
+    "train_rm.py": {"model": dict, "optimiser": dict},
+    "train_policy.py": {"policy": dict, "optimiser": dict, "baseline": dict, "before": dict},
+}
+OF_SCRIPT["train_policy.py"] |= {"samples": dict, "reward_scale": dict, "generator": torch.Tensor}
 
 
 def random_states() -> dict:
@@ -63,7 +70,7 @@ def load_checkpoint(out: str | Path) -> dict | None:
     A damaged one is named, and the one before is used.  Raises InputError when all are damaged.
     """
     folder, damaged = Path(out), []
-    run = read_json(folder / "run.json").get("id")
+    run = read_json(folder / "run.json")
     for name in CHECKPOINTS:
         path = folder / name
         if not path.exists():
@@ -81,14 +88,27 @@ def load_checkpoint(out: str | Path) -> dict | None:
     return None
 
 
+def restore_weights(model, optimiser, weights: dict, moments: dict) -> None:
+    """Set model and optimiser to their states in a checkpoint.  Raises InputError: other sizes."""
+    try:
+        model.load_state_dict(weights)
+        optimiser.load_state_dict(moments)
+    except (RuntimeError, LookupError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise InputError(
+            f"the checkpoint does not fit {model.name_or_path}, which changed since the run began "
+            f"({reason}): give the same model again, or start with --overwrite"
+        ) from error
+
+
 def delete_checkpoints(out: Path) -> None:
     """Delete the checkpoints of a finished run."""
     for name in CHECKPOINTS:
         (out / name).unlink(missing_ok=True)
 
 
-def _read(path: Path, run: str | None) -> tuple[dict, str]:
-    """A checkpoint and what is wrong with it ("" if nothing is); run: the "id" in run.json."""
+def _read(path: Path, run: dict) -> tuple[dict, str]:
+    """A checkpoint and what is wrong with it ("" if nothing is); run: the content of run.json."""
     try:
         with zipfile.ZipFile(path) as archive:
             if (part := archive.testzip()) is not None:
@@ -97,6 +117,7 @@ def _read(path: Path, run: str | None) -> tuple[dict, str]:
     except Exception as error:  # damaged bytes raise errors of many kinds in zipfile and torch
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return {}, f"is damaged ({reason[:80]})"
-    if not isinstance(state, dict) or not {"step", "metrics", "run"} <= state.keys():
-        return {}, "is not a checkpoint of a run"
-    return state, "" if state["run"] == run else "is of another run"
+    types = ENTRIES | OF_SCRIPT.get(str(run.get("script")), {})
+    if not isinstance(state, dict) or not all(isinstance(state.get(k), types[k]) for k in types):
+        return {}, "is not a checkpoint of this version"
+    return state, "" if state["run"] == run.get("id") else "is of another run"

@@ -52,8 +52,9 @@ def check_folder(config, may_differ: Collection[str] = ()) -> None:
             f"--out {out} already holds another run: give another folder, --resume to go on, "
             "or --overwrite to replace it"
         )
-    before, now = read_json(folder / "run.json").get("config"), json.loads(json.dumps(vars(config)))
-    if not isinstance(before, dict):
+    run, now = read_json(folder / "run.json"), json.loads(json.dumps(vars(config)))
+    before = run.get("config")
+    if not isinstance(before, dict) or not isinstance(run.get("data", {}), dict):
         raise InputError(f"{folder}/run.json is damaged, so --resume cannot trust it: start again")
     for name in now:  # not out: the folder may have moved, or be spelled in another way
         same = now[name] == before.get(name)
