@@ -67,15 +67,13 @@ from rlhf_min.judging.comparisons import (
     Outcome,
     Verdict,
     VerdictLog,
-    describe,
     read_comparisons,
     settle,
-    summarise,
-    training_pairs,
     write_verdicts,
 )
 from rlhf_min.judging.judges import Judge, gold, judge_by_hand, reward_model_judge
 from rlhf_min.judging.llm_judge import OpenAIJudge
+from rlhf_min.judging.summary import describe, summarise, training_pairs
 from rlhf_min.models.answers import sample_texts
 from rlhf_min.models.layout import context_length
 from rlhf_min.models.loading import load_causal_lm, load_tokenizer

@@ -20,12 +20,11 @@ from rlhf_min.judging.comparisons import (
     VerdictLog,
     read_verdicts,
     settle,
-    summarise,
-    training_pairs,
     write_verdicts,
 )
 from rlhf_min.judging.judges import gold, judge_by_hand, reward_model_judge
 from rlhf_min.judging.llm_judge import PARAMETERS, OpenAIJudge, question, read_verdict
+from rlhf_min.judging.summary import summarise, training_pairs
 from rlhf_min.models import scoring
 from rlhf_min.models.answers import encode_texts
 from rlhf_min.models.loading import load_tokenizer

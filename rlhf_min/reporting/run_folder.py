@@ -246,6 +246,5 @@ def _tracker(name: str, out: Path, run: dict) -> Callable[[int, dict], None]:
             tracked = wandb.init(project="rlhf_min", name=out.name, dir=str(out), config=run)
             return lambda step, row: tracked.log(row, step=step)
     except ImportError as error:
-        package = f"--track {name} needs the package {error.name}, which is missing"
-        raise InputError(f'{package}: pip install -e ".[tracking]"') from error
+        raise InputError(f"--track {name} needs {error.name}: pip install '.[tracking]'") from error
     return lambda step, row: None
