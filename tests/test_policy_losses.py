@@ -126,3 +126,12 @@ def test_an_answer_far_more_likely_than_before_has_no_gradient_rather_than_nan()
     log_probs = torch.tensor([0.0, 0.0], requires_grad=True)
     ppo_clip(log_probs, torch.tensor([-100.0, 0.0]), torch.ones(2), 2).backward()
     assert log_probs.grad.tolist() == [0.0, -0.5]
+
+
+def test_epsilon_is_0_2_by_default_as_in_the_paper():
+    log_probs = torch.tensor([[0.0, 0.25, 0.3]], dtype=torch.float64)
+    old, advantages = torch.zeros_like(log_probs), torch.ones_like(log_probs)
+    default = ppo_clip(log_probs, old, advantages, 3)
+    assert default == ppo_clip(log_probs, old, advantages, 3, clip=0.2)
+    assert default != ppo_clip(log_probs, old, advantages, 3, clip=0.4)
+    assert clip_fraction(log_probs, old).item() == pytest.approx(2 / 3)
