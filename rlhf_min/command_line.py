@@ -130,6 +130,8 @@ def parse(config_class: type, argv: list[str] | None = None):
             action = flags[flag]
             if equals and action.nargs == 0:
                 raise InputError(f"{flag}: takes no value")
+            if value == "--":  # argparse would take it for the end of the flags
+                raise InputError(f"{flag}: -- is no value")
             if action.nargs == "+" and action in seen:  # argparse would forget the first
                 raise InputError(f"{flag} is given twice: put all values behind one")
             seen.append(action)
@@ -140,7 +142,7 @@ def parse(config_class: type, argv: list[str] | None = None):
         flag = (error.argument_name or "").split("/")[0]
         raise InputError(f"{flag}: {error.message}") from None
     if rest:
-        raise InputError(f"{rest[0]!r} belongs to no flag: see --help for all flags")
+        raise InputError(f"'{rest[0]}' belongs to no flag: see --help for all flags")
     for name, value in vars(given).items():
         if value is dataclasses.MISSING:
             raise InputError(f"missing: {flag_of(name)}: see --help")

@@ -394,3 +394,10 @@ def test_a_script_runs_another_as_its_command_line_would(tmp_path, monkeypatch, 
     with pytest.raises(SystemExit) as stop:
         run_script(other, "--linse", "2")
     assert stop.value.code == 2 and "--lines" in capsys.readouterr().err
+
+
+def test_a_flag_whose_value_is_two_dashes_is_refused(capsys):
+    """argparse would give an empty list."""
+    assert "--batch-size: -- is no value" in sentence(
+        capsys, lambda config: None, ["--batch-size=--"]
+    )

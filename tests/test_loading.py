@@ -31,6 +31,7 @@ from rlhf_min.models.tokens import (
     encode_prompt,
     encode_prompts,
     end_token_ids,
+    turn_end,
 )
 
 SHARED = Path(__file__).parents[2] / "shared" / "models"
@@ -98,7 +99,7 @@ def test_trap_12_an_answer_ends_at_its_end_token_as_a_rollout_does(kind, golden)
     tokenizer = tiny_tokenizer(kind)
     ids = encode_answer(tokenizer, "the bear", "likes honey")
     assert words(tokenizer, ids) == golden
-    assert ids[-1] in end_token_ids(None, tokenizer) and ids.count(ids[-1]) == 1
+    assert ids[-1] == turn_end(tokenizer)[0] and ids.count(ids[-1]) == 1
     assert decode_answer(tokenizer, ids) == "likes honey"
     cut_off = encode_answer(tokenizer, "the bear", "likes honey", end=False)
     assert cut_off == ids[:-1]
