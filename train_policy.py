@@ -3,9 +3,10 @@
     python train_policy.py                              # the zoo, from nothing
     python train_policy.py --kl 0 --out runs/hacked     # watch the reward model being hacked
     python train_policy.py --baseline leave-one-out --objective ppo-clip --updates 2 --out runs/ppo
+    torchrun --nproc-per-node 2 train_policy.py         # two processes, each with a device
 
 Axes, as suffixes of names: P prompts of a step, K answers to each, p prompts of a micro-batch.
-Left out on purpose: a value network, rewards per token, several GPUs, a sampling server.
+Left out on purpose: a value network, rewards per token, a sampling server.
 """
 
 import rlhf_min.startup  # noqa: F401  first: signals and threads, before torch
@@ -52,7 +53,7 @@ class Config:
     max_grad_norm: float = option(1.0, "larger gradients are scaled down to this norm", above=0)
     micro_batch: int = option(16, "prompts per backward pass, each with all answers", at_least=1)
     gradient_checkpointing: bool = option(False, "less memory, about a third more time")
-    dtype: Literal["auto", "float32", "bfloat16"] = option("float32", "what the models compute in")
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = option("float32", "of the models")
     out: str = option("runs/policy", "folder of the run", heading="Run")
     seed: int = option(0, "of prompts' order and sampling", at_least=0)
     eval_prompts: int = option(256, "held-out prompts at most", at_least=1)
@@ -77,6 +78,7 @@ from rlhf_min import InputError
 from rlhf_min.data.order import batch_indices
 from rlhf_min.data.preferences import split_prompts
 from rlhf_min.defaults import REWARD_MODEL, build_missing
+from rlhf_min.hardware import ranks
 from rlhf_min.hardware.device import Clock, choose_dtype
 from rlhf_min.hardware.finite import check_finite
 from rlhf_min.hardware.optimiser import MasterAdamW, warm_up
@@ -176,6 +178,7 @@ def train(config: Config, policy, reference, scorer, prompts, sampling, evaluate
                     total_rewards_PK[p] = with_kl(rewards_PK[p], old_PK[p], ref_PK[p], config.kl)
                     advantages_PK[p] = baseline.advantages(total_rewards_PK[p]) * weights_PK[p]
                 loss(log_probs_pK, old_PK[p], advantages_PK[p], P * K).backward()
+            ranks.complete(log_probs_PK, old_PK, total_rewards_PK, advantages_PK)
             check_finite("the policy's log-prob", log_probs_PK)
             if step == first and update == 0:  # before any weight changes
                 check_alignment(alignment_gap(rollout, old_PK), policy.dtype)
@@ -184,10 +187,10 @@ def train(config: Config, policy, reference, scorer, prompts, sampling, evaluate
 
         metrics = step_metrics(rollout, scores_PK, total_rewards_PK, advantages_PK, old_PK, ref_PK)
         metrics |= {"grad/norm": grad_norm, "learning_rate": lr, "baseline/value": baseline.value}
-        metrics |= {"alignment/gap": alignment_gap(rollout, old_PK), **clock.seconds}
+        metrics["alignment/gap"] = alignment_gap(rollout, old_PK)
         metrics["clip/fraction"] = policy_losses.clip_fraction(log_probs_PK, old_PK, config.clip)
         metrics["batch/padding"] = padding_share(policy, rollout.prompts, rollout.answers, max_rows)
-        metrics |= evaluation.gold_metric(gold, batch, rollout, scorer)
+        metrics |= clock.seconds | evaluation.gold_metric(gold, batch, rollout, scorer)
         baseline = baseline.updated(total_rewards_PK)  # after its use: b must not contain this R
         if config.eval_every and (step + 1) % config.eval_every == 0:
             metrics |= {f"held_out/{k}": v for k, v in evaluate(policy)[0].items()}
@@ -198,6 +201,7 @@ def train(config: Config, policy, reference, scorer, prompts, sampling, evaluate
             log.checkpoint(step + 1, state | models | others)
 
 
+@ranks.together
 @folder_files.exclusive
 def main(config: Config) -> dict:
     """Train, evaluate before and after, save; returns the summary."""

@@ -2,11 +2,12 @@
 
     python train_rm.py                                      # the zoo, a scalar head
     python train_rm.py --head ratings --soft-labels 0.5     # a distribution over the ratings 1..10
+    torchrun --nproc-per-node 2 train_rm.py                 # two processes, each with a device
     python train_rm.py --model HuggingFaceTB/SmolLM2-135M-Instruct \\
         --data esfrankel17/HelpSteer2_binarized:average_rating_split --rating-range 0 4
 
 Axes in comments: N pairs of a step, n pairs of a micro-batch.
-Left out on purpose: learning-rate searches, several GPUs, quantised weights.
+Left out on purpose: learning-rate searches, quantised weights.
 """
 
 import rlhf_min.startup  # noqa: F401  first: signals and threads, before torch
@@ -49,7 +50,7 @@ class Config:
     weight_decay: float = option(0.01, "AdamW weight decay", at_least=0, at_most=1)
     max_grad_norm: float = option(1.0, "larger gradients are scaled down to this norm", above=0)
     gradient_checkpointing: bool = option(False, "less memory, about a third more time")
-    dtype: Literal["auto", "float32", "bfloat16"] = option("float32", "what the model computes in")
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = option("float32", "of the model")
     out: str = option("runs/rm", "folder of the run", heading="Run")
     seed: int = option(0, "of the order of the pairs", at_least=0)
     eval_every: int = option(100, "steps between evaluations", at_least=1)
@@ -73,6 +74,7 @@ from rlhf_min import InputError
 from rlhf_min.data import preferences
 from rlhf_min.data.bad_rows import report_dropped
 from rlhf_min.data.order import batch_indices
+from rlhf_min.hardware import ranks
 from rlhf_min.hardware.device import Clock, choose_dtype
 from rlhf_min.hardware.finite import check_finite
 from rlhf_min.hardware.optimiser import MasterAdamW, warm_up_and_down
@@ -81,7 +83,7 @@ from rlhf_min.models import loading
 from rlhf_min.models.batches import padding_share, tree_batches
 from rlhf_min.models.layout import context_length
 from rlhf_min.models.reward_model import branch_outputs, new_reward_model, separate_pad, wins
-from rlhf_min.reporting import checkpoints, evaluation, folder_files, report, run_folder
+from rlhf_min.reporting import checkpoints, evaluation, folder_files, run_folder
 from rlhf_min.zoo import start_model
 
 TIES = {"half": 0.5, "strict": 0.0}
@@ -164,21 +166,20 @@ def train(config: Config, model, pairs, held_out, steps: int, log, checkpoint: d
             data_ratings = torch.tensor([batch[i].ratings for i in n], device=outputs.device)
             loss = loss_of(config, chosen, rejected, *data_ratings.unbind(1))  # mean over n
             check_finite("the loss", loss)
-            (loss * len(n) / len(batch)).backward()
+            (loss * len(n) / len(batch)).backward()  # the optimiser sums the gradients of all ranks
             loss_sum += loss.item() * len(n) / len(batch)
             wins_sum += wins(chosen.detach(), rejected.detach()).sum().item()
         lr = config.lr * warm_up_and_down(step, config.warm_up, steps)
         grad_norm = optimiser.step(lr, config.max_grad_norm)
         clock("step")
 
+        loss_sum, wins_sum = ranks.all_sum(loss_sum, wins_sum)
         metrics = {"loss/train": loss_sum, "accuracy/train": wins_sum / len(batch)}
         metrics |= {"learning_rate": lr, "grad/norm": grad_norm, **clock.seconds}
         metrics["batch/padding"] = padding_share(model, prompts, answers, config.micro_batch)
         if (step + 1) % config.eval_every == 0 or step + 1 == steps:
             evaluated = evaluation.evaluate_reward_model(model, held_out, tie)
-            metrics |= {f"{k}/held_out": evaluated[0][k] for k in ("loss", "accuracy")}
-            interval = {k: evaluated[0][f"accuracy_{k}"] for k in ("low", "high")}
-            metrics |= {f"accuracy/held_out_{k}": v for k, v in interval.items()}
+            metrics |= evaluation.held_out_series(evaluated[0])
         log.log(step + 1, metrics, bar)
         if log.checkpoint_due(step + 1):
             weights = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
@@ -186,6 +187,7 @@ def train(config: Config, model, pairs, held_out, steps: int, log, checkpoint: d
     return evaluated or evaluation.evaluate_reward_model(model, held_out, tie)
 
 
+@ranks.together
 @folder_files.exclusive
 def main(config: Config) -> dict:
     """Train, evaluate, save; returns the summary."""
@@ -193,7 +195,7 @@ def main(config: Config) -> dict:
     if summary := run_folder.write_missing_report(config):
         return summary
     pairs, held_out, dropped, dropped_held_out = read_pairs(config)
-    start_model.build_if_missing(config.model)
+    ranks.from_first(start_model.build_if_missing, config.model)
     model = new_reward_model(config.model, config.head, choose_dtype(config.dtype))
     tokenizer = loading.load_tokenizer(config.model, model=model)
     separate_pad(model, tokenizer)
@@ -223,16 +225,7 @@ def main(config: Config) -> dict:
         metrics, outputs = train(config, model, pairs, held_out, steps, log, checkpoint)
     loading.save_model(model, tokenizer, config.out)
     summary = {"head": config.head, **metrics, **metadata, "steps": steps}
-    log.write_rows("held_out_scores.jsonl", evaluation.scored_rows(held_out, outputs))
-    log.finish(summary)
-    report.write_report(log.out)
-    print(
-        f"{config.out}: held-out accuracy {metrics['accuracy']:.3f} "
-        f"[{metrics['accuracy_low']:.3f}, {metrics['accuracy_high']:.3f}], longer wins "
-        f"{metrics['longer_wins']:.3f}, loss {metrics['loss']:.3f} "
-        f"(chance {metrics['chance_loss']:.3f})"
-    )
-    return summary
+    return evaluation.write_reward_results(log, summary, held_out, outputs)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import signal
 import sys
 import typing
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, redirect_stderr, suppress
 
 from rlhf_min import InputError, startup
 from rlhf_min.data.visible import visible
@@ -101,7 +101,8 @@ def _shortened(word: re.Match) -> str:
 
 def check_flags(config_class: type) -> None:
     """Answer --help and wrong flags, and exit; return if the flags of this process are right."""
-    run(check_ranges, config_class)
+    with nullcontext() if startup.FIRST else redirect_stderr(sys.stdout):  # one process says it
+        run(check_ranges, config_class)
     startup.install(startup.leave)
 
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from rlhf_min import InputError
+from rlhf_min.hardware import ranks
 from rlhf_min.models.reward_function import load_function
 from rlhf_min.reporting.run_folder import is_unfinished
 from rlhf_min.zoo import start_model
@@ -27,8 +28,14 @@ def build_missing(config) -> None:
             "--reading entropic and --weight need a ratings head: train one with "
             "`python train_rm.py --head ratings --out DIR` and give it as --reward-model DIR"
         )
+    ranks.from_first(_build, config, missing, unfinished)
+
+
+def _build(config, reward_model: bool, unfinished: bool) -> None:
+    """Train the start model if it is missing, and, if asked for, the reward model."""
+    path = config.reward_model
     start_model.build_if_missing(config.model)
-    if missing:
+    if reward_model:
         print(f"{path} is missing or unfinished: training a reward model on the zoo first")
         flags = ["--model", config.model, "--out", path, *(["--resume"] if unfinished else [])]
         run_script(Path(__file__).resolve().parents[1] / "train_rm.py", *flags)

@@ -9,6 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
+FIRST = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 # Threads that wait for work spin for some microseconds, then sleep.  By default they spin for long,
@@ -16,11 +17,15 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # 5 times as long.  Without any spinning it takes 1.6 times as long when idle (docs/speed.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+if not FIRST:
+    os.environ["TQDM_DISABLE"] = "1"
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115  open as long as the process
 
 
 def leave(number, frame) -> None:
     """Signal handler: end the process at once.  Nothing has been done that could be lost."""
-    os.write(2, b"interrupted\n")
+    if FIRST:
+        os.write(2, b"interrupted\n")
     os._exit(130)
 
 

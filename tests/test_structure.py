@@ -105,7 +105,7 @@ def test_sizes_that_keep_the_code_readable():
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno <= 60, f"{path}: {node.name}"
-    assert sum((ROOT / name).read_text().count("\n") for name in POLICY_STEP) <= 700
+    assert sum((ROOT / name).read_text().count("\n") for name in POLICY_STEP) <= 720
 
 
 def test_every_folder_says_what_lives_there():

@@ -7,11 +7,11 @@ import torch
 
 
 def choose_dtype(name: str) -> torch.dtype:
-    """--dtype: float32, bfloat16, or auto (bfloat16 where the hardware multiplies it fast)."""
+    """--dtype by its name, or auto: bfloat16 where the hardware multiplies it fast, or float32."""
     if name == "auto":
         fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fast or torch.cpu._is_avx512_bf16_supported() else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    return getattr(torch, name)
 
 
 def keep_freed_memory() -> None:

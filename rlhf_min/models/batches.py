@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf_min import InputError
+from rlhf_min.hardware import ranks
 from rlhf_min.hardware.attention import NAME
 from rlhf_min.models.layout import Layout, context_length, needs_plain_rows, slides
 from rlhf_min.models.prompt_tree import Tree, build_tree, hidden_states, row_length, tree_rows
@@ -24,16 +25,18 @@ def tree_batches(
     """Yields the indices of some prompts [p], longest first, and the tree of their branches.
 
     A tree has at most max_rows prompts and max_positions positions (0: the layout's own limit).
+    With several processes, only the prompts of this one come (`ranks.own`).
     """
-    layout = layout_of(model)
-    lengths = [row_length(prompt, own) for prompt, own in zip(prompts, branches, strict=True)]
-    for indices in length_batches(lengths, max_rows, max_positions or layout.max_positions):
+    layout, own = layout_of(model), ranks.own(len(prompts))
+    lengths = [row_length(prompts[i], branches[i]) for i in own]
+    for group in length_batches(lengths, max_rows, max_positions or layout.max_positions):
+        indices = [own[j] for j in group]
         batch = [prompts[i] for i in indices], [branches[i] for i in indices]
         yield indices, build_tree(*batch, layout)
 
 
 def padding_share(model, prompts: list, branches: list, max_rows: int) -> float:
-    """Share of the positions in `tree_batches` of the same arguments that hold no token."""
+    """Share of positions without a token in `tree_batches` of the same arguments on one device."""
     layout, positions, tokens = layout_of(model), 0, 0
     lengths = [row_length(prompt, own) for prompt, own in zip(prompts, branches, strict=True)]
     for indices in length_batches(lengths, max_rows, layout.max_positions):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rlhf_min import InputError
+from rlhf_min.hardware import ranks
 from rlhf_min.models.batches import length_batches
 from rlhf_min.models.layout import context_length
 from rlhf_min.models.tokens import plain_text
@@ -37,8 +38,11 @@ def encoder_outputs(model, tokenizer, prompts: list, texts: list[list[str]]) -> 
     rows = tokenizer(before, answers, truncation="only_first", max_length=context)
     names = inspect.signature(model.forward).parameters.keys() & rows.keys()
     outputs = torch.zeros(len(answers), model.config.num_labels)
-    for indices in length_batches(list(map(len, rows.input_ids)), 64, 2**14):
+    own = ranks.own(len(answers))
+    for group in length_batches([len(rows.input_ids[i]) for i in own], 64, 2**14):
+        indices = [own[j] for j in group]
         batch = {name: [rows[name][i] for i in indices] for name in names}
         batch = tokenizer.pad(batch, return_tensors="pt").to(model.device)
         outputs[indices] = model(**batch).logits.float().cpu()
+    ranks.complete(outputs)
     return outputs.to(model.device)

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from rlhf_min import InputError
-from rlhf_min.hardware import disk
+from rlhf_min.hardware import disk, ranks
 from rlhf_min.hardware.attention import use_products
 from rlhf_min.hardware.device import keep_freed_memory
 from rlhf_min.models.tokens import check_vocabulary, same_vocabulary
@@ -156,9 +156,11 @@ def _from_hub(auto_class, path: str, what: str, **settings):
 def save_model(model, tokenizer, out: str | Path) -> None:
     """Save model and tokenizer as an ordinary Hugging Face folder; each file is replaced whole.
 
-    config.json is the last: where it is, the model is whole.  Raises InputError when the disk is
-    full or the folder is gone.
+    Of several processes only the first writes.  config.json is the last file: where it is, the
+    model is whole.  Raises InputError when the disk is full or the folder is gone.
     """
+    if not ranks.is_first():
+        return
     out, umask = Path(out), os.umask(0)
     os.umask(umask)  # Python can read it only by setting it
     with disk.writing(out), tempfile.TemporaryDirectory(dir=out, prefix=".saving-") as draft:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from rlhf_min.hardware import ranks
 from rlhf_min.hardware.finite import check_finite
 from rlhf_min.models.batches import tree_batches
 from rlhf_min.models.layout import head_logits
@@ -36,10 +37,12 @@ def answer_log_probs(model, tree: Tree, temperature: float = 1.0) -> Tensor:
 
 @torch.no_grad()
 def rollout_log_probs(model, rollout: Rollout, temperature: float, *limits: int) -> Tensor:
-    """log π(y|x) of all answers, without gradient: [P, K] float32; limits: of `tree_batches`."""
-    log_probs = torch.zeros(rollout.finished.shape, device=model.device)
+    """log π(y|x) of all answers, without gradient: [P, K]; limits: of `tree_batches`."""
+    dtype = torch.promote_types(model.dtype, torch.float32)
+    log_probs = torch.zeros(rollout.finished.shape, device=model.device, dtype=dtype)
     for p, tree in tree_batches(model, rollout.prompts, rollout.answers, *limits):
         log_probs[p] = answer_log_probs(model, tree, temperature).view(len(p), -1)
+    ranks.complete(log_probs)
     check_finite("an answer's log-prob", log_probs)
     return log_probs
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from rlhf_min import InputError
+from rlhf_min.hardware import ranks
 from rlhf_min.hardware.finite import check_finite, text_start
 from rlhf_min.models.answers import answer_texts
 from rlhf_min.models.sampling import Rollout
@@ -49,7 +50,7 @@ class FunctionScorer:
     def score(self, rollout: Rollout, prompts: list, reference: Rollout | None = None):
         """Scores and advantage weights of a rollout, as `RewardScorer.score`: [P, K], [P, K]."""
         texts = answer_texts(self.policy_tokenizer, rollout)
-        rewards = self._call(prompts, texts)
+        rewards = torch.tensor(ranks.from_first(self._call, prompts, texts)).view(len(texts), -1)
         what, cause = f"the reward of {self.spec}", "correct the function"
         check_finite(what, rewards, cause, text_of=lambda p, k: texts[p][k])
         if not self.beside:
@@ -57,8 +58,8 @@ class FunctionScorer:
         scores, weights = self.beside.score(rollout, prompts, reference)
         return scores + self.weight * rewards.to(scores), weights
 
-    def _call(self, prompts: list, texts: list[list[str]]) -> torch.Tensor:
-        """The function's rewards [P, K] float32.  Raises InputError for anything else."""
+    def _call(self, prompts: list, texts: list[list[str]]) -> list[float]:
+        """The function's rewards [P·K].  Raises InputError for anything else."""
         repeated = [prompt for prompt, own in zip(prompts, texts, strict=True) for _ in own]
         answers = [answer for own in texts for answer in own]
         first = f"(first prompt {text_start(prompts[0])})"
@@ -72,7 +73,7 @@ class FunctionScorer:
                 f"--reward-function {self.spec} returned {len(rewards)} rewards for "
                 f"{len(answers)} answers {first}: return one number for each"
             )
-        return torch.tensor(rewards).view(len(texts), -1)
+        return rewards
 
 
 def make_scorer(config, dtype: torch.dtype, tokenizer):

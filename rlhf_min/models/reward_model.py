@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from rlhf_min import InputError
+from rlhf_min.hardware import ranks
 from rlhf_min.maths.ratings import entropic_rating, mean_rating, win_log_probability
 from rlhf_min.models.batches import tree_batches
 from rlhf_min.models.encoder import is_encoder
@@ -88,11 +89,12 @@ def branch_outputs(model, tree: Tree) -> Tensor:
 @torch.no_grad()
 def all_outputs(model, prompts: list[list[int]], branches: list[list[list[int]]]) -> Tensor:
     """Head outputs of each prompt's branches, all in token ids: [B, labels] float32."""
-    results = {}  # by prompt
+    results = {}  # by prompt, of this process
     for p, tree in tree_batches(model, prompts, branches, 64, 2**14):
         counts = [len(branches[i]) for i in p]
-        results |= zip(p, branch_outputs(model, tree).split(counts), strict=True)
-    return torch.cat([results[i] for i in range(len(prompts))])
+        results |= zip(p, branch_outputs(model, tree).cpu().split(counts), strict=True)
+    outputs = ranks.gather([results[i] for i in ranks.own(len(prompts))])
+    return torch.cat(outputs).to(model.device)
 
 
 def win_probability(first: Tensor, second: Tensor) -> Tensor:

@@ -1,10 +1,12 @@
 """Plain sampling from π: no gradient, no top-k or top-p, no repetition penalty."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from rlhf_min.hardware import ranks
 from rlhf_min.hardware.decoding import decoding_mode
 from rlhf_min.hardware.finite import check_finite
 from rlhf_min.models.decoding import make_decoder
@@ -35,22 +37,27 @@ def sample(
     prompts [P] token ids; an answer ends with one of end_ids or after max_new_tokens.  The model's
     generation_config (greedy decoding, top-k, penalties) is never used.  Raises NonFiniteError.
     """
-    device, total = model.device, len(prompts) * samples
+    own = ranks.own(len(prompts)) or range(1)  # all prompts, unless other processes share them
+    device, total = model.device, len(own) * samples
+    # One random number for every token of every answer, so that no answer depends on the others.
+    u = torch.rand(max_new_tokens, len(prompts), samples, generator=generator, device=device)
+    u, dtype = u[:, own].flatten(1), torch.promote_types(model.dtype, torch.float32)
     tokens = torch.full((total, max_new_tokens), -1, device=device)
-    log_probs = torch.zeros(total, device=device)
+    log_probs = torch.zeros(total, device=device, dtype=dtype)
     answer_of = torch.arange(total, device=device)  # the answer that each decoded row belongs to
     running = torch.ones(total, dtype=torch.bool, device=device)
     ends = torch.tensor(end_ids, device=device)
     with decoding_mode(model, max_new_tokens):
-        decoder = make_decoder(model, prompts, samples, max_new_tokens)
+        decoder = make_decoder(model, [prompts[p] for p in own], samples, max_new_tokens)
         logits = decoder.logits  # [rows, V]; decoder(token [rows]) gives the next ones
         for t in range(max_new_tokens):
-            z = logits if temperature == 1 else logits.float() / temperature
-            probabilities = z.softmax(-1, dtype=torch.float32)
-            token = draw(probabilities, generator)
+            z = logits if temperature == 1 else logits.to(dtype) / temperature
+            probabilities = z.softmax(-1, dtype=dtype)
+            token = draw(probabilities, u[t, answer_of])
             tokens[answer_of, t] = torch.where(running, token, -1)
             drawn = probabilities.gather(1, token[:, None])[:, 0]
-            check_finite("a sampled token's probability", drawn, rows=answer_of // samples)
+            prompt = ranks.item(answer_of // samples)  # its index among all prompts
+            check_finite("a sampled token's probability", drawn, rows=prompt)
             log_probs[answer_of] += drawn.log() * running
             running = running & ~torch.isin(token, ends)
             count = int(running.sum())
@@ -62,18 +69,18 @@ def sample(
                 answer_of, token, running = answer_of[keep], token[keep], running[keep]
             logits = decoder(token)
 
-    answers = [[i for i in row if i >= 0] for row in tokens.tolist()]
+    by_prompt = partial(ranks.gather_groups, size=samples, count=len(prompts))  # [P][K]
     return Rollout(
         prompts=prompts,
-        answers=[answers[p * samples : (p + 1) * samples] for p in range(len(prompts))],
-        finished=torch.isin(tokens, ends).any(1).view(-1, samples).cpu(),
-        log_probs=log_probs.view(-1, samples).cpu(),
+        answers=by_prompt([[i for i in row if i >= 0] for row in tokens.tolist()]),
+        finished=torch.tensor(by_prompt(torch.isin(tokens, ends).any(1).tolist())),
+        log_probs=torch.tensor(by_prompt(log_probs.tolist()), dtype=dtype),
     )
 
 
-def draw(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One token per row by inverse transform sampling: probabilities [B, V] → [B]."""
+def draw(probabilities: Tensor, u: Tensor) -> Tensor:
+    """One token per row by inverse transform sampling: [B, V] and uniform numbers [B] → [B]."""
     # One random number per row; torch.multinomial draws one per token of the vocabulary.
     cdf = probabilities.cumsum(-1)
-    u = torch.rand(len(cdf), 1, generator=generator, device=cdf.device) * cdf[:, -1:]
-    return torch.searchsorted(cdf, u, right=True)[:, 0].clamp_max(cdf.shape[1] - 1)
+    target = u[:, None] * cdf[:, -1:]
+    return torch.searchsorted(cdf, target, right=True)[:, 0].clamp_max(cdf.shape[1] - 1)

@@ -14,7 +14,7 @@ import torch
 
 from rlhf_min import InputError
 from rlhf_min.data.files import read_json
-from rlhf_min.hardware import disk
+from rlhf_min.hardware import disk, ranks
 from rlhf_min.reporting.folder_files import CHECKPOINTS
 
 NEWEST, PREVIOUS = CHECKPOINTS
@@ -79,7 +79,9 @@ def load_checkpoint(out: str | Path) -> dict | None:
         if not fault:
             if damaged:
                 print(f"{damaged[0]}: going on from {path}, after step {state['step']}")
-                disk.move(path, folder / NEWEST)  # never let a damaged one become the previous one
+                ranks.barrier()  # all processes have read it
+                if ranks.is_first():  # never let a damaged one become the previous one
+                    disk.move(path, folder / NEWEST)
             return state
         damaged.append(f"{path} {fault}")
     if damaged:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from rlhf_min.data.preferences import EncodedPair, draw_items, prompt_text
 from rlhf_min.data.visible import visible
+from rlhf_min.hardware import ranks
 from rlhf_min.hardware.finite import check_finite, naming
 from rlhf_min.maths import statistics as stats
 from rlhf_min.maths.preference_losses import bradley_terry, ratings_win_loss
@@ -16,7 +17,6 @@ from rlhf_min.models.log_probs import rollout_log_probs
 from rlhf_min.models.reward_model import branch_outputs, reward_from, win_probability, wins
 from rlhf_min.models.sampling import Rollout, sample
 from rlhf_min.models.scoring import RewardScorer
-from rlhf_min.reporting import report
 from rlhf_min.reporting.run_folder import RunLog
 from rlhf_min.zoo import world
 
@@ -27,10 +27,12 @@ def evaluate_reward_model(model, pairs: list[EncodedPair], tie: float):
 
     A tie counts ½ in the accuracy (95 % Wilson interval); `tie` is that of `ratings_win_loss`.
     """
-    outputs = torch.zeros(len(pairs), 2, model.config.num_labels)
+    dtype = torch.promote_types(model.dtype, torch.float32)
+    outputs = torch.zeros(len(pairs), 2, model.config.num_labels, dtype=dtype)
     prompts, answers = [pair.prompt for pair in pairs], [pair.answers for pair in pairs]
     for n, tree in tree_batches(model, prompts, answers, 64, 2**15):
         outputs[n] = branch_outputs(model, tree).view(len(n), 2, -1).cpu()
+    ranks.complete(outputs)
     with naming({"place": "held-out pairs", "prompts": [pair.pair.prompt for pair in pairs]}):
         check_finite("the reward model's output", outputs)
     chosen, rejected = outputs.unbind(1)
@@ -55,6 +57,26 @@ def evaluate_reward_model(model, pairs: list[EncodedPair], tie: float):
         "reward/chosen": reward_from(chosen, "mean").mean().item(),
         "reward/rejected": reward_from(rejected, "mean").mean().item(),
     }, outputs
+
+
+def held_out_series(metrics: dict) -> dict:
+    """The metrics of `evaluate_reward_model` that metrics.jsonl holds, by their names there."""
+    names = {"loss": "loss/held_out", "accuracy": "accuracy/held_out"}
+    names |= {f"accuracy_{end}": f"accuracy/held_out_{end}" for end in ("low", "high")}
+    return {name: metrics[key] for key, name in names.items()}
+
+
+def write_reward_results(log: RunLog, summary: dict, held_out: list, outputs: Tensor) -> dict:
+    """Write held_out_scores.jsonl, summary.json and the report of a reward model; the summary."""
+    log.write_rows("held_out_scores.jsonl", scored_rows(held_out, outputs))
+    log.finish(summary)
+    print(
+        f"{log.out}: held-out accuracy {summary['accuracy']:.3f} "
+        f"[{summary['accuracy_low']:.3f}, {summary['accuracy_high']:.3f}], longer wins "
+        f"{summary['longer_wins']:.3f}, loss {summary['loss']:.3f} "
+        f"(chance {summary['chance_loss']:.3f})"
+    )
+    return summary
 
 
 def rows_of(columns: dict[str, list]) -> list[dict]:
@@ -190,7 +212,6 @@ def write_results(log: RunLog, state: dict, after: dict, table: dict, steps: int
     log.write_rows("samples.jsonl", samples)
     summary = {"before": before, "after": after, "steps": steps}
     log.finish(summary)
-    report.write_report(log.out)
     print(f"{'held-out prompts':24}{'before':>10}{'after':>10}")
     for key in before:
         if not key.endswith(("_low", "_high")):

@@ -3,11 +3,12 @@
 import fcntl
 import os
 import shutil
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import wraps
 from pathlib import Path
 
 from rlhf_min import InputError
+from rlhf_min.hardware import ranks
 
 LOCK = ".lock"
 CHECKPOINTS = ["checkpoint.pt", "checkpoint-previous.pt"]  # the newest first
@@ -50,7 +51,7 @@ def exclusive(main):
 
     @wraps(main)
     def alone(config):
-        with locked(config.out):
+        with locked(config.out) if ranks.is_first() else nullcontext():
             return main(config)
 
     return alone

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -22,11 +22,12 @@ from tqdm import tqdm
 
 from rlhf_min import InputError
 from rlhf_min.data.files import read_json, replace_text
-from rlhf_min.hardware import disk
+from rlhf_min.hardware import disk, ranks
 from rlhf_min.hardware.finite import naming
 from rlhf_min.reporting import checkpoints, folder_files, report
 from rlhf_min.reporting.diagnosis import collapse
 from rlhf_min.reporting.series import too_few
+from rlhf_min.reporting.tracking import tracker
 
 IN_BAR = {"loss": "loss/train", "accuracy": "accuracy/train", "reward": "reward/mean"}
 IN_BAR |= {"gold": "reward/gold", "kl": "kl/mean"}  # name in the progress bar → metric
@@ -70,7 +71,8 @@ def check_training(config, may_be_unfinished: str = "") -> None:
 
     may_be_unfinished: a model's folder that the script goes on training by itself.
     """
-    folder = Path(config.out)
+    items, folder = config.batch_size // getattr(config, "samples", 1), Path(config.out)
+    ranks.check_share(items, f"a step of {items} prompts (--batch-size)")
     for name in ("model", "reward_model", "reference"):
         path, flag = getattr(config, name, ""), f"--{name.replace('_', '-')}"
         if path and folder.exists() and Path(path).exists() and folder.samefile(path):
@@ -97,8 +99,9 @@ def write_missing_report(config) -> dict | None:
     if not config.resume or not (out / "summary.json").exists():
         return None
     print(f"the run in {out} is finished but for its report: writing it now")
-    checkpoints.delete_checkpoints(out)
-    report.write_report(out)
+    if ranks.is_first():
+        checkpoints.delete_checkpoints(out)
+        report.write_report(out)
     return read_json(out / "summary.json")
 
 
@@ -116,43 +119,50 @@ def environment() -> dict:
         "commit": commit.strip() or "unknown",
         "device": torch.cuda.get_device_name() if gpu else f"{cpu}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
+        "processes": ranks.size(),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
 
 class RunLog:
-    """Writes run.json, metrics.jsonl, checkpoints and summary.json of one run.
+    """Writes run.json, metrics.jsonl, checkpoints, summary.json and the report of one run.
 
     Open it only when the input is known to be good: from then on the folder belongs to the run.
+    Every process of the run opens one, but only the first writes.
     """
 
     def __init__(self, script: str, config, data: dict, state: dict | None = None):
         """data: facts for run.json; state: the checkpoint of a resumed run."""
         self.out, self.begin = Path(config.out), time.perf_counter()
         self.save_every, self.stop_requested = getattr(config, "save_every", 1), False
-        self.out.mkdir(parents=True, exist_ok=True)
         before = read_json(self.out / "run.json") if config.resume else {}
         if before and before.get("data", {}).get("fingerprint") != data.get("fingerprint"):
             raise InputError(f"the data changed since the run in {self.out} began: give the same")
         self.id = before.get("id") or secrets.token_hex(8)
+        self.warned: set[str] = set()  # signs of collapse that have been said
+        self.under_way: dict = {}  # what `naming` names: the place of a step, its prompts
+        state = state or {}
+        if "random" in state:
+            checkpoints.restore_random_states(state["random"])
+        ranks.barrier()  # all have read what is in the folder
+        if not ranks.is_first():
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
         if config.overwrite:
             folder_files.remove_results(self.out)
         folder_files.remove_leftovers(self.out)
         run = {"script": script, "id": self.id, "config": asdict(config), "data": data}
         self.write("run.json", run | environment())
-        state = state or {}
         self.begin -= state.get("seconds", 0.0)
         self.metrics = state.get("metrics", "")  # the text of metrics.jsonl
         replace_text(self.out / "metrics.jsonl", self.metrics)
         self.file = (self.out / "metrics.jsonl").open("ab", buffering=0)
-        if "random" in state:
-            checkpoints.restore_random_states(state["random"])
-        self.warned: set[str] = set()  # signs of collapse that have been said
-        self.under_way: dict = {}  # what `naming` names: the place of a step, its prompts
-        self.track = _tracker(getattr(config, "track", "none"), self.out, run)
+        self.track = tracker(getattr(config, "track", "none"), self.out, run)
 
     def log(self, step: int, metrics: dict, bar=None) -> None:
         """Write the metrics of a step, from 1 (not finite: null); show some in a progress bar."""
+        if not ranks.is_first():
+            return
         row = {"step": step}
         for name, value in metrics.items():
             value = value.item() if isinstance(value, torch.Tensor) else value
@@ -178,10 +188,13 @@ class RunLog:
         """
 
         def request(number, frame):
-            if self.stop_requested:
+            # torchrun sends SIGTERM, after Ctrl-C too, so there the second signal means no more.
+            if ranks.failed_elsewhere() or (self.stop_requested and ranks.size() == 1):
                 raise KeyboardInterrupt
+            if ranks.is_first() and not self.stop_requested:
+                again = "; a second Ctrl-C stops at once" if ranks.size() == 1 else ""
+                os.write(2, f"\nstopping after this step{again}\n".encode())
             self.stop_requested = True
-            os.write(2, b"\nstopping after this step; a second Ctrl-C stops at once\n")
 
         try:
             before = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -195,14 +208,17 @@ class RunLog:
                 signal.signal(number, handler)
 
     def checkpoint_due(self, step: int) -> bool:
-        """Whether to save now: every `save_every` steps, and when asked to stop."""
+        """Whether to save now: every `save_every` steps, and when a process is asked to stop."""
+        self.stop_requested = bool(ranks.all_sum(self.stop_requested)[0])
         return self.stop_requested or step % self.save_every == 0
 
     def checkpoint(self, step: int, state: dict) -> None:
         """Save the state, whole or not at all; then raise KeyboardInterrupt if asked to stop."""
-        own = {"step": step, "run": self.id, "metrics": self.metrics}
-        own["seconds"] = time.perf_counter() - self.begin
-        checkpoints.save_checkpoint(self.out, {**state, **own})
+        if ranks.is_first():
+            own = {"step": step, "run": self.id, "metrics": self.metrics}
+            own["seconds"] = time.perf_counter() - self.begin
+            checkpoints.save_checkpoint(self.out, {**state, **own})
+        ranks.barrier()
         if self.stop_requested:
             raise KeyboardInterrupt
 
@@ -212,11 +228,15 @@ class RunLog:
 
     def write_rows(self, name: str, rows: list[dict]) -> None:
         """Write a .jsonl file of the run, whole or not at all."""
+        if not ranks.is_first():
+            return
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         replace_text(self.out / name, "".join(lines))
 
     def finish(self, summary: dict) -> None:
-        """Write the summary, with the seconds since the start, and delete the checkpoints."""
+        """Write the summary, with the seconds since the start, and the report; the run is done."""
+        if not ranks.is_first():
+            return
         self.file.close()
         replace_text(self.out / "metrics.jsonl", self.metrics)
         if note := too_few(summary.get("after") or summary):
@@ -224,27 +244,4 @@ class RunLog:
             print(f"{self.out}: {note}")
         self.write("summary.json", {**summary, "seconds": time.perf_counter() - self.begin})
         checkpoints.delete_checkpoints(self.out)
-
-
-def _tracker(name: str, out: Path, run: dict) -> Callable[[int, dict], None]:
-    """A function (step, metrics) for live tracking; wandb obeys its own WANDB_… variables."""
-    try:
-        if name == "tensorboard":
-            from torch.utils.tensorboard import SummaryWriter
-
-            writer = SummaryWriter(str(out / "tensorboard"))
-
-            def write(step: int, row: dict) -> None:
-                for key, value in row.items():
-                    writer.add_scalar(key, value, step)
-                writer.flush()
-
-            return write
-        if name == "wandb":
-            import wandb
-
-            tracked = wandb.init(project="rlhf_min", name=out.name, dir=str(out), config=run)
-            return lambda step, row: tracked.log(row, step=step)
-    except ImportError as error:
-        raise InputError(f"--track {name} needs {error.name}: pip install '.[tracking]'") from error
-    return lambda step, row: None
+        report.write_report(self.out)

@@ -1,0 +1,181 @@
+"""Several processes that train as one: the same numbers, and one end for all."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_models import tiny_folder, tiny_pairs, write_rows
+
+from rlhf_min import InputError
+from rlhf_min.hardware import ranks
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = {"rm": ["scalar", "ratings", "checkpointing"]}
+FOLDERS["policy"] = ["average", "siblings", "ema", "none", "ppo", "win"]
+
+
+def rank_runs(folder: Path, kind: str) -> None:
+    command = [sys.executable, ROOT / "tests" / "rank_runs.py", folder, kind]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def numbers(value, key="") -> list[tuple[str, float]]:
+    """All numbers in a JSON value with their keys; times and the clock aside."""
+    if isinstance(value, dict):
+        return [n for k, v in value.items() for n in numbers(v, f"{key}/{k}")]
+    if isinstance(value, list):
+        return [n for i, v in enumerate(value) for n in numbers(v, f"{key}/{i}")]
+    timed = "/time/" in key or key.endswith("/seconds")
+    return [(key, value)] if isinstance(value, (int, float)) and not timed else []
+
+
+def gap(folder: Path, other: Path) -> float:
+    """The largest difference of two runs: of a weight, a metric, or a number of the summary.
+
+    The samples must be equal as text.
+    """
+    largest = 0.0
+    for name in ("metrics.jsonl", "summary.json", "samples.jsonl", "held_out_scores.jsonl"):
+        assert (folder / name).exists() == (other / name).exists()
+        if not (folder / name).exists():
+            continue
+        ours, theirs = ((run / name).read_text() for run in (folder, other))
+        if name.endswith(".json"):
+            ours, theirs = [json.loads(ours)], [json.loads(theirs)]
+        else:
+            ours, theirs = ([json.loads(x) for x in text.splitlines()] for text in (ours, theirs))
+        if name == "samples.jsonl":
+            assert [row["after"] for row in ours] == [row["after"] for row in theirs]
+        a, b = numbers(ours), numbers(theirs)
+        assert [k for k, _ in a] == [k for k, _ in b] and len(a) > 5
+        largest = max(largest, *(abs(x - y) for (_, x), (_, y) in zip(a, b, strict=True)))
+    ours, theirs = (load_file(run / "model.safetensors") for run in (folder, other))
+    assert ours.keys() == theirs.keys()
+    differences = [(ours[name] - theirs[name]).abs().max().item() for name in ours]
+    return max(largest, *differences)
+
+
+@pytest.mark.parametrize("kind", ["rm", "policy"])
+def test_trap_23_several_processes_compute_what_one_computes(tmp_path, kind):
+    """Both heads, every baseline; uneven shares; a batch smaller than the group; resumed runs."""
+    rank_runs(tmp_path, kind)
+    compared = [(name, 2) for name in FOLDERS[kind]] + [(name, 4) for name in FOLDERS[kind][:2]]
+    for name, size in compared:
+        assert gap(tmp_path / f"{name}-1", tmp_path / f"{name}-{size}") < 1e-9, (name, size)
+    for size in (1, 4):  # begun by two processes, stopped by a signal to one of them
+        first = tmp_path / f"{FOLDERS[kind][0]}-1"
+        assert gap(first, tmp_path / f"resumed-by-{size}") < 1e-9
+
+
+def test_trap_23_a_wrong_reduction_changes_the_weights(tmp_path):
+    rank_runs(tmp_path, "wrong")
+    for name in ("averaged", "dropped"):
+        assert gap(tmp_path / "right", tmp_path / name) > 1e-6
+    # DistributedDataParallel gives both processes one gradient only if its own forward is called.
+    through_wrapper, past_wrapper = map(float, (tmp_path / "wrapped-1.txt").read_text().split())
+    assert through_wrapper == 0 < past_wrapper
+
+
+def write_inputs(folder: Path) -> None:
+    tiny_folder(folder / "base", "smol")
+    pairs = tiny_pairs(14)
+    write_rows(folder / "pairs.jsonl", pairs)
+    write_rows(folder / "held.jsonl", [row | {"prompt": row["prompt"] + "?"} for row in pairs[:3]])
+
+
+def torchrun(folder: Path, *words: str, **environment: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    return subprocess.Popen(
+        [*command, *map(str, words)],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+RM = "--model base --data pairs.jsonl --eval-data held.jsonl --out run"
+POLICY = "--model base --data pairs.jsonl --eval-data held.jsonl --max-new-tokens 5 --batch-size 8"
+
+
+def test_an_error_of_one_process_ends_all_and_is_said_once(tmp_path):
+    """The reward function is called by the first process only; a wrong flag is read by all."""
+    write_inputs(tmp_path)
+    (tmp_path / "own.py").write_text("def bad(prompts, answers):\n    raise KeyError('no key')\n")
+    flags = f"{POLICY} --reward-function own.py:bad --out run".split()
+    process = torchrun(tmp_path, ROOT / "train_policy.py", *flags)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode
+    assert output.count("error: --reward-function own.py:bad failed") == 1, output
+    assert "exitcode  : 2" in output and "Traceback (most recent call last):\n  File" in output
+    ours = output[: output.index("error:")] + output.split("error:")[1].split("\n")[0]
+    assert "Traceback" not in ours
+    process = torchrun(tmp_path, ROOT / "train_rm.py", "--batch-sise", "4")
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode and output.count("unknown flag --batch-sise") == 1
+
+
+def test_sigterm_saves_once_and_ends_all(tmp_path):
+    write_inputs(tmp_path)
+    flags = f"{RM} --epochs 9000".split()
+    process = torchrun(tmp_path, ROOT / "train_rm.py", *flags)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None:
+        if metrics.exists() and metrics.read_text().count("\n") > 2:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode
+    assert output.count("interrupted: the same command with --resume goes on") == 1, output
+    assert output.count("stopping after this step") == 1
+    checkpoint = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert checkpoint["step"] == metrics.read_text().count("\n")
+    assert not list((tmp_path / "run").glob("*.part"))
+
+
+def test_a_process_that_hangs_ends_the_run_after_the_stated_time(tmp_path):
+    write_inputs(tmp_path)
+    (tmp_path / "hang.py").write_text(
+        "import os, sys, time\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "import train_rm\n"
+        "from rlhf_min.command_line import run\n"
+        "if os.environ['RANK'] == '1':\n"
+        "    train_rm.loss_of = lambda *values: time.sleep(1000)\n"
+        "run(train_rm.main, train_rm.Config)\n"
+    )
+    flags = RM.split()
+    process = torchrun(tmp_path, "hang.py", *flags, RLHF_MIN_TIMEOUT="3")
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode
+    assert output.count("a process of this run did not answer for 3 seconds") == 1, output
+
+
+def test_more_processes_than_prompts_of_a_step_are_refused(monkeypatch):
+    monkeypatch.setattr(ranks._Group, "size", 3)
+    ranks.check_share(3, "3 prompts")
+    with pytest.raises(
+        InputError, match="2 prompts cannot be shared by 3 processes: take at least 3"
+    ):
+        ranks.check_share(2, "2 prompts")
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_every_item_belongs_to_exactly_one_process(monkeypatch, size):
+    monkeypatch.setattr(ranks._Group, "size", size)
+    owned = []
+    for rank in range(size):
+        monkeypatch.setattr(ranks._Group, "rank", rank)
+        owned += ranks.own(12)
+        assert [ranks.item(i) for i in range(len(ranks.own(12)))] == list(ranks.own(12))
+    assert sorted(owned) == list(range(12))
