@@ -169,7 +169,8 @@ def read_prompts() -> Iterator[str]:
         try:
             prompt = input("\n> " if at_terminal else "").strip()
         except EOFError:
-            prompt = ""
+            print()  # what follows begins on its own line
+            return
         if not prompt:
             return
         if not at_terminal:

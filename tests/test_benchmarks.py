@@ -176,6 +176,12 @@ def test_pairs_and_lists_in_one_file_are_all_best_of_n(monkeypatch):
     assert (summary["wins"], summary["ties"], summary["losses"]) == (1, 1, 0)
 
 
+def test_scores_that_differ_by_rounding_only_share_the_best_place(monkeypatch):
+    judge_by_table(monkeypatch, {"a": 1.0, "b": 1.0 + 1e-9, "c": 1.0 - 1e-9, "d": 0.9})
+    summary = agree([{"prompt": "q", "chosen": ["a", "d"], "rejected": ["b", "c"]}])
+    assert (summary["agreement"], summary["ties"]) == (pytest.approx(1 / 3), 1)
+
+
 def test_lists_of_one_answer_are_pairs(monkeypatch):
     """Judged in both orders, as text is, and by every judge."""
     as_text = {"prompt": "q", "chosen": "a", "rejected": "b"}
