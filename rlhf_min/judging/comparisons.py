@@ -37,7 +37,7 @@ class Verdict:
     prompt_tokens: int = 0
     reply_tokens: int = 0
     ratings: tuple[float, float] | None = None  # gold ratings of both answers, from 1 to 10
-    share: float | None = None  # of lists: how many of the best-scored answers are in the first
+    share: float | None = None  # of two lists: the first one's share of the best-scored answers
 
     def __post_init__(self):
         """Raise TypeError for values that no judge gives; a damaged file may hold them."""

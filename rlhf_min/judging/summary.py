@@ -35,7 +35,7 @@ def summarise(outcomes: list[Outcome], winners_known: bool, seed: int) -> dict:
     tied = [outcome for outcome in outcomes if outcome.comparison.tied]
     outcomes = [outcome for outcome in outcomes if not outcome.comparison.tied]
     comparisons = [outcome.comparison for outcome in outcomes]
-    lists = any(isinstance(c.a, list) for c in comparisons)  # a has no place and b no length
+    lists = any(isinstance(c.a, list) for c in comparisons)  # without order and length
     positions = [v.winner for v in verdicts if v.winner in ("first", "second") and not lists]
     in_both = [o.by_order for o in outcomes if len(o.by_order) == 2]
     in_both = [results for results in in_both if set(results) <= SCORE_OF_B.keys()]
@@ -106,8 +106,8 @@ def by_subset(outcomes: list[Outcome]) -> dict:
         return {}
     subsets = {}
     for name, own in groups.items():
-        failures = sum(outcome.winner not in SCORE_OF_B for outcome in own)
-        subsets[name] = {"pairs": len(own), "failures": failures} | agreement(own)
+        judged = sum(outcome.winner in SCORE_OF_B for outcome in own)
+        subsets[name] = {"pairs": len(own), "judged": judged} | agreement(own)
     return {
         "macro_average": _mean(values["agreement"] for values in subsets.values()),
         "subsets": subsets,
@@ -150,14 +150,14 @@ def describe(summary: dict, outcomes: list[Outcome]) -> str:
 
 
 def _subset_table(summary: dict) -> str:
-    """Lines with each subset's rows, failures, agreement, interval and chance; "" without any."""
+    """Lines with each subset's rows, judged ones, agreement, interval and chance; "" without any."""
     if "subsets" not in summary:
         return ""
     keys = ("agreement", "agreement_low", "agreement_high", "chance")
-    rows = [("subset", "rows", "failed", "agreement", "95 % from", "to", "chance")]
+    rows = [("subset", "rows", "judged", "agreement", "95 % from", "to", "chance")]
     for name, values in summary["subsets"].items():
         rates = ("none" if values[key] is None else f"{values[key]:.1%}" for key in keys)
-        rows.append((visible(name)[:40], str(values["pairs"]), str(values["failures"]), *rates))
+        rows.append((visible(name)[:40], str(values["pairs"]), str(values["judged"]), *rates))
     macro = summary["macro_average"]
     rows.append(("macro average", "", "", "none" if macro is None else f"{macro:.1%}", "", "", ""))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
