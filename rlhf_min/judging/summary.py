@@ -150,7 +150,7 @@ def describe(summary: dict, outcomes: list[Outcome]) -> str:
 
 
 def _subset_table(summary: dict) -> str:
-    """Lines with each subset's rows, judged ones, agreement, interval and chance; "" without any."""
+    """Lines with the rows, agreement, interval and chance of each subset; "" without any."""
     if "subsets" not in summary:
         return ""
     keys = ("agreement", "agreement_low", "agreement_high", "chance")
