@@ -60,13 +60,15 @@ from tqdm import tqdm
 from rlhf_min import InputError
 from rlhf_min.data.bad_rows import report_dropped
 from rlhf_min.data.files import read_json
-from rlhf_min.data.preferences import fingerprint, read_pairs, read_prompts
+from rlhf_min.data.labelled import read_labelled
+from rlhf_min.data.preferences import fingerprint, read_prompts
 from rlhf_min.hardware.device import choose_dtype
 from rlhf_min.judging.comparisons import (
     Comparison,
     Outcome,
     Verdict,
     VerdictLog,
+    labelled_comparisons,
     read_comparisons,
     settle,
     write_verdicts,
@@ -81,6 +83,7 @@ from rlhf_min.reporting import folder_files, report
 from rlhf_min.reporting.run_folder import RunLog, check_folder
 
 GIVE_UP = 10  # questions in a row without a reply that stop the run
+SCORING = ("gold", "reward-model")  # judges that score each answer by itself
 
 
 def check(config: Config) -> None:
@@ -110,15 +113,21 @@ def choose_judge(config: Config) -> Callable[[list[Comparison], VerdictLog], Non
 
 def make_comparisons(config: Config) -> tuple[list[Comparison], dict]:
     """Answers to compare (with --agreement a is the rejected one); and counts of dropped rows."""
-    read = partial(read_pairs, rating_range=None) if config.agreement else read_prompts
-    specs = [config.agreement] if config.agreement else config.data
-    items, dropped = read(specs, skip_bad_rows=config.skip_bad_rows)
+    if config.agreement:
+        items, dropped = read_labelled(config.agreement, config.skip_bad_rows)
+    else:
+        items, dropped = read_prompts(config.data, config.skip_bad_rows)
     report_dropped(dropped, len(items), "pairs" if config.agreement else "prompts")
     items = random.Random(config.seed).sample(items, min(len(items), config.limit or len(items)))
     first = random.Random(f"shown first {config.seed}").choices("ab", k=len(items))
     if config.agreement:
-        sides = zip(items, first, strict=True)
-        return [Comparison(p.prompt, p.rejected, p.chosen, side) for p, side in sides], dropped
+        comparisons = labelled_comparisons(items, first)
+        if isinstance(comparisons[0].a, list) and config.judge.partition(":")[0] not in SCORING:
+            raise InputError(
+                f"--judge {config.judge} compares two answers, and {config.agreement} has lists "
+                "of answers: use gold or reward-model:DIR, which score each answer"
+            )
+        return comparisons, dropped
     (a, a_finished), (b, b_finished) = sample_answers(config, items)
     columns = zip(items, a, b, first, a_finished, b_finished, strict=True)
     return [Comparison(*values) for values in columns], dropped
@@ -152,7 +161,7 @@ def ask(judge: Judge, comparisons: list[Comparison], log: VerdictLog, workers: i
 
     A question that has a reply is not asked again.  Raises InputError when the judge never replies.
     """
-    keys = [(i, order) for i, c in enumerate(comparisons) if c.a != c.b for order in (0, 1)]
+    keys = [(i, order) for i, c in enumerate(comparisons) if c.a != c.b for order in c.orders]
     keys = [key for key in keys if key not in log.verdicts or log.verdicts[key].no_reply]
     if isinstance(judge, OpenAIJudge):
         print(judge.estimate([comparisons[i].question(order) for i, order in keys]), flush=True)
@@ -214,9 +223,9 @@ def main(config: Config) -> dict:
     try:
         judge_all(comparisons, log)
     finally:  # an interrupted run has results too
-        orders = (0,) if config.judge == "human" else (0, 1)
+        waiting, once = Verdict("waiting"), config.judge == "human"
         outcomes = [
-            settle(c, [log.verdicts.get((i, order), Verdict("waiting")) for order in orders])
+            settle(c, [log.verdicts.get((i, n), waiting) for n in c.orders[: 1 if once else 2]])
             for i, c in enumerate(comparisons)
         ]
         summary = write_results(config, run_log, outcomes)

@@ -110,7 +110,8 @@ def parse(config_class: type, argv: list[str] | None = None):
     """The settings given on a command line (by default this process's own).  Raises InputError."""
     about = (sys.modules[config_class.__module__].__doc__ or "").split("\n\n")[0]
     settings = {"allow_abbrev": False, "exit_on_error": False, "add_help": False}
-    parser = argparse.ArgumentParser(usage="%(prog)s [flags]", description=about, **settings)
+    usage = getattr(config_class, "usage", "%(prog)s [flags]")
+    parser = argparse.ArgumentParser(usage=usage, description=about, **settings)
     flags = {"--help": parser.add_argument("-h", "--help", action="help", help="show this help")}
     hints, group = typing.get_type_hints(config_class), parser
     for field in dataclasses.fields(config_class):
@@ -142,12 +143,14 @@ def parse(config_class: type, argv: list[str] | None = None):
     except argparse.ArgumentError as error:
         flag = (error.argument_name or "").split("/")[0]
         raise InputError(f"{flag}: {error.message}") from None
-    if rest:
+    given = vars(given)
+    if rest and not hasattr(config_class, "from_words"):
         raise InputError(f"'{rest[0]}' belongs to no flag: see --help for all flags")
-    for name, value in vars(given).items():
+    given |= config_class.from_words(rest, given) if rest else {}
+    for name, value in given.items():
         if value is dataclasses.MISSING:
             raise InputError(f"missing: {flag_of(name)}: see --help")
-    return config_class(**vars(given))
+    return config_class(**given)
 
 
 def _argument(field: dataclasses.Field, kind) -> dict:

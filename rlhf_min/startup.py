@@ -36,5 +36,6 @@ def install(handler) -> None:
             signal.signal(number, handler)
 
 
-if Path(getattr(sys.modules["__main__"], "__file__", "")).parent == Path(__file__).parents[1]:
-    install(leave)  # the program is a script beside this package, not a test or a notebook
+_folder, _program = Path(__file__).parent, getattr(sys.modules["__main__"], "__file__", "")
+if Path(_program).parent in (_folder, _folder.parent):
+    install(leave)  # the program is a module or a script of ours, not a test or a notebook

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny_models import tiny_pairs
 
 from rlhf_min import InputError
+from rlhf_min.data.labelled import read_labelled
 from rlhf_min.data.preferences import read_pairs, read_prompts
 
 ASKED = {"role": "user", "content": "x"}
@@ -24,15 +25,34 @@ ANSWERED = {"role": "assistant", "content": "y"}
 CHAT = [ASKED, ANSWERED]
 VALUES = [
     "", " ", None, 0, -1, 1e400, float("nan"), True, 10**400, "7", "good", [], {}, [[]], [{}],
-    [None], CHAT, CHAT[:1], CHAT[1:], [CHAT], ASKED, str(CHAT), json.dumps(CHAT),
+    [None], ["x", "y"], ["x", 5], CHAT, CHAT[:1], CHAT[1:], [CHAT], ASKED, str(CHAT),
+    json.dumps(CHAT),
     f"[{ASKED}\n {ANSWERED}]",
     [ASKED | {"role": None}], [ASKED | {"role": [""]}], [ASKED | {"content": ["x"]}], [ASKED, "y"],
     "\0", "\x1b[31m", "\ud800", "\u202e", "🦓", "=1+1", "x" * 100_000,
 ]  # fmt: skip
 COLUMNS = ["prompt", "chosen", "rejected", "messages", "chosen_rating", "rejected_rating"]
-COLUMNS += ["score_chosen", "input", "output_1", "output_2", "label", "question", "data", ""]
+COLUMNS += [
+    "subset",
+    "winner",
+    "score_chosen",
+    "input",
+    "output_1",
+    "output_2",
+    "label",
+    "question",
+    "data",
+    "",
+]
 PIECES = [b'"', b"\n", b"[", b"{", b",", b"\0", b"\xff\xfe", b"\r\n", b"[" * 3000]
 PIECES += [b"[{'role': " * 500, b"\xef\xbb\xbf", b"\xe2\x80\xa8"]
+
+
+READERS = (
+    lambda name, skip: read_pairs([name], skip_bad_rows=skip),
+    lambda name, skip: read_prompts([name], skip_bad_rows=skip),
+    read_labelled,
+)
 
 
 def text_of(rows: list[dict], kind: str) -> str:
@@ -76,13 +96,13 @@ def damaged_file(seed: int) -> str:
 
 
 def check_seeds(seeds: range) -> int:
-    """Read each seed's file in four ways; returns how many reads were refused."""
+    """Read each seed's file in six ways; returns how many reads were refused."""
     refused = 0
     for seed in seeds:
         name = damaged_file(seed)
-        for read, skip in ((r, s) for r in (read_pairs, read_prompts) for s in (False, True)):
+        for read, skip in ((r, s) for r in READERS for s in (False, True)):
             try:
-                read([name], skip_bad_rows=skip)
+                read(name, skip)
             except InputError as error:
                 refused += 1
                 text = str(error)
@@ -94,10 +114,10 @@ def check_seeds(seeds: range) -> int:
 def test_a_damaged_file_is_read_or_refused_in_one_sentence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     refused = check_seeds(range(300))
-    assert 300 < refused < 900  # so damage is neither rare nor fatal to every file
+    assert 450 < refused < 1350  # so damage is neither rare nor fatal to every file
 
 
 if __name__ == "__main__":
     count = int(sys.argv[1])
     os.chdir(tempfile.mkdtemp())
-    print(f"{check_seeds(range(count))} of {4 * count} reads refused, each in one sentence")
+    print(f"{check_seeds(range(count))} of {6 * count} reads refused, each in one sentence")

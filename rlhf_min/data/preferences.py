@@ -46,7 +46,8 @@ def read_pairs(
 
     rating_range None: ratings are not read.  limit: pairs drawn by seed from each SPEC (0: all).
     Dropped: "bad_rows" (with skip_bad_rows, else InputError), "identical" (equal answers),
-    "duplicate" (a row read before), "different_dialogues" (other turns before each answer).
+    "duplicate" (a row read before), "different_dialogues" (other turns before each answer),
+    "tied_vote" (a vote that finds both answers equally good).
     Only counted: "equal_ratings" and "rated_against" (rejected is rated higher): the columns chosen
     and rejected decide who wins, whatever the ratings.
     """

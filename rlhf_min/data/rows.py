@@ -11,10 +11,18 @@ Prompt = str | list[Message]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 RATING_COLUMNS = (("chosen_rating", "rejected_rating"), ("score_chosen", "score_rejected"))
-# Data sets with other names: prompt, both answers, and the column that names the better one.
+# Data sets with other names: prompt ("": it begins both dialogues), both answers, and the column
+# that names the better one, by value; "" means that they tie.
+JUDGEBENCH = {"A>B": "response_A", "B>A": "response_B", "A=B": ""}
+VOTES = {"a": "response_a", "b": "response_b", "tie": ""}  # your own
+ARENA = {"model_a": "conversation_a", "model_b": "conversation_b"}  # Chatbot Arena, MT-Bench
+ARENA |= dict.fromkeys(("tie", "tie (bothbad)", "both_bad"), "")
 OTHER_NAMES = (
     ("input", "output_1", "output_2", "label", {"1": "output_1", "2": "output_2"}),  # LLMBar
     ("history", "human_ref_A", "human_ref_B", "labels", {"1": "human_ref_A", "0": "human_ref_B"}),
+    ("question", "response_A", "response_B", "label", JUDGEBENCH),
+    ("prompt", "response_a", "response_b", "winner", VOTES),
+    ("", "conversation_a", "conversation_b", "winner", ARENA),
 )  # the second is SHP
 QUESTIONS = ("question", "instruction", "input", "history", "query", "context")
 # As far as the last "Assistant:" (the text dialogues of Anthropic/hh-rlhf), else the last space.
@@ -28,7 +36,7 @@ def as_messages(prompt: Prompt) -> list[Message]:
 
 def prompt_of(row: dict) -> Prompt | None:
     """The prompt of a row; None if `pair_of` drops the row."""
-    row = _with_our_names(row)
+    row, _ = _with_our_names(row)
     if "prompt" in row:
         return _usable_prompt(_content(row, "prompt"))
     if "messages" not in row and "chosen" in row:
@@ -41,11 +49,45 @@ def prompt_of(row: dict) -> Prompt | None:
 
 
 def pair_of(row: dict) -> tuple[Prompt, str, str] | str:
-    """(prompt, chosen, rejected) of a row; "identical" or "different_dialogues" if it is dropped.
+    """(prompt, chosen, rejected) of a row; the reason if it is dropped: "identical", "tied_vote" …
 
     Without a `prompt` column the prompt is the beginning that both answers share.
     """
-    row = _with_our_names(row)
+    row, tied = _with_our_names(row)
+    parts = _parts(row)
+    return "tied_vote" if tied and not isinstance(parts, str) else parts
+
+
+def labelled_of(row: dict) -> tuple[Prompt, list[str], list[str], bool] | str:
+    """(prompt, chosen answers, rejected answers, whether they tie); or as `pair_of` the reason.
+
+    chosen and rejected may be lists of texts; text or chat messages are one answer.
+    """
+    row, tied = _with_our_names(row)
+    values = [row.get(name) for name in ("chosen", "rejected")]
+    if not any(map(_is_answer_list, values)):
+        parts = _parts(row)
+        return parts if isinstance(parts, str) else (parts[0], [parts[1]], [parts[2]], tied)
+    for name, value in zip(("chosen", "rejected"), values, strict=True):
+        if not isinstance(value, list):
+            raise InputError("one of chosen and rejected is a list of answers, the other is not")
+        if not value:
+            raise InputError(f"{name} is an empty list: it needs at least one answer")
+        for number, text in enumerate(value, 1):
+            _check_text(text, f"{name} (answer {number})")
+    chosen, rejected = values
+    prompt = _usable_prompt(_content(row, "prompt"))
+    return "identical" if set(chosen) & set(rejected) else (prompt, chosen, rejected, False)
+
+
+def _is_answer_list(value) -> bool:
+    """Whether a value is a list of texts; a list of chat messages holds objects."""
+    kinds = set(map(type, value)) if isinstance(value, list) else set()
+    return str in kinds and dict not in kinds
+
+
+def _parts(row: dict) -> tuple[Prompt, str, str] | str:
+    """(prompt, chosen, rejected) of a row with our columns; or the reason why it is dropped."""
     prompt = _content(row, "prompt") if "prompt" in row else None
     chosen, rejected = _content(row, "chosen"), _content(row, "rejected")
     if type(chosen) is not type(rejected):
@@ -59,17 +101,22 @@ def pair_of(row: dict) -> tuple[Prompt, str, str] | str:
     return "identical" if chosen == rejected else (_usable_prompt(prompt), chosen, rejected)
 
 
-def _with_our_names(row: dict) -> dict:
-    """The row with the columns prompt, chosen and rejected, where OTHER_NAMES has its columns."""
+def _with_our_names(row: dict) -> tuple[dict, bool]:
+    """The row with the columns prompt, chosen and rejected, where OTHER_NAMES has its columns.
+
+    Second: whether the row says that its answers are equally good.
+    """
     for prompt, first, second, label, better in OTHER_NAMES:
-        if {prompt, first, second, label} <= row.keys() and not {"prompt", "chosen"} & row.keys():
+        names = {prompt, first, second, label} - {""}
+        if names <= row.keys() and not {"prompt", "chosen"} & (row.keys() - {prompt}):
             value = str(row[label]).removesuffix(".0")
             if value not in better:
                 wrong = f"{label} must be {' or '.join(better)}, got {row[label]!r:.40}"
                 raise InputError(f"{wrong}: it says which answer is better")
             chosen, rejected = sorted((first, second), key=lambda name: name != better[value])
-            return {"prompt": row[prompt], "chosen": row[chosen], "rejected": row[rejected]}
-    return row
+            ours = {"chosen": row[chosen], "rejected": row[rejected]}
+            return ({"prompt": row[prompt]} if prompt else {}) | ours, not better[value]
+    return row, False
 
 
 def _split_dialogues(prompt: Prompt | None, chosen: list[Message], rejected: list[Message]):
@@ -111,25 +158,34 @@ def _content(row: dict, name: str, wanted: str = "") -> str | list[Message]:
         found = f"its columns are {shown_names(row) or 'none'}"
         raise InputError(f"no {wanted or name} column: {found}; rename them to {known}")
     value = row[name] or ""
+    if _is_answer_list(value):
+        only = "which only judge.py --agreement reads"
+        raise InputError(f"{name} is a list of answers, {only}: give one, as text or chat messages")
     if isinstance(value, list):
         try:
             value = [{"role": turn["role"], "content": turn["content"]} for turn in value]
         except (TypeError, KeyError):
             raise InputError(f"{name} holds a message without role and content") from None
     texts = [t for turn in value for t in turn.values()] if isinstance(value, list) else [value]
-    for text in texts:
-        if not isinstance(text, str):
-            raise InputError(f"{name} must be text or chat messages, got {text!r:.40}")
-        if text.encode(errors="ignore").decode() != text:
-            raise InputError(f"{name} holds half a surrogate pair or bytes that are not UTF-8")
-        if "\0" in text:
-            raise InputError(f"{name} holds a NUL character, which is not text")
-    if not texts[-1].strip():
-        raise InputError(f"{name} is empty")
+    for text in texts[:-1]:
+        _check_text(text, name, may_be_empty=True)
+    _check_text(texts[-1], name)
     for role in texts[:-1:2]:
         if role not in ROLES:
             raise InputError(f"{name} has the role {role!r:.40}: use {', '.join(ROLES)}")
     return value
+
+
+def _check_text(text, name: str, may_be_empty: bool = False) -> None:
+    """Raise InputError for a value in column `name` that is not text."""
+    if not isinstance(text, str):
+        raise InputError(f"{name} must be text or chat messages, got {text!r:.40}")
+    if text.encode(errors="ignore").decode() != text:
+        raise InputError(f"{name} holds half a surrogate pair or bytes that are not UTF-8")
+    if "\0" in text:
+        raise InputError(f"{name} holds a NUL character, which is not text")
+    if not may_be_empty and not text.strip():
+        raise InputError(f"{name} is empty")
 
 
 def _usable_prompt(prompt: Prompt) -> Prompt:

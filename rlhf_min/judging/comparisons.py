@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rlhf_min import InputError
 from rlhf_min.data.files import read_jsonl
+from rlhf_min.data.labelled import Labelled
 from rlhf_min.data.preferences import Prompt, prompt_text
 from rlhf_min.data.visible import visible
 from rlhf_min.hardware import disk
@@ -36,11 +37,13 @@ class Verdict:
     prompt_tokens: int = 0
     reply_tokens: int = 0
     ratings: tuple[float, float] | None = None  # gold ratings of both answers, from 1 to 10
+    share: float | None = None  # of two lists: the first one's share of the best-scored answers
 
     def __post_init__(self):
         """Raise TypeError for values that no judge gives; a damaged file may hold them."""
         texts = [self.winner, self.explanation, self.reply]
         numbers = [self.prompt_tokens, self.reply_tokens, *(self.ratings or (0, 0))]
+        numbers += [] if self.share is None else [self.share]
         good = set(map(type, texts)) == {str} and set(map(type, numbers)) <= {int, float}
         if not good or self.winner not in WINNERS:
             raise TypeError("no verdict")
@@ -53,22 +56,37 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A prompt and the answers of models a and b.  Order 0 begins with the answer of `first`."""
+    """A prompt and the answers of models a and b.  Order 0 begins with the answer of `first`.
+
+    Of rows with known winners b is the better answer; a and b may be lists, shown in one order.
+    """
 
     prompt: Prompt
-    a: str
-    b: str
+    a: str | list[str]
+    b: str | list[str]
     first: str  # "a" | "b"
     a_finished: bool | None = None  # whether the answer ended with an end token; None: unknown
     b_finished: bool | None = None
+    tied: bool = False  # known: neither answer is the better one
+    subset: str | None = None
+
+    @property
+    def orders(self) -> tuple[int, ...]:
+        """The orders in which a judge sees the answers."""
+        return (0,) if isinstance(self.a, list) else (0, 1)
+
+    @property
+    def chance(self) -> float:
+        """The probability that a guess at the best answer is one of b's."""
+        return len(self.b) / (len(self.a) + len(self.b)) if isinstance(self.a, list) else 0.5
 
     def sides(self, order: int) -> tuple[str, str]:
         """The models ("a" and "b") whose answers are shown first and second in order 0 or 1."""
         second = "b" if self.first == "a" else "a"
         return (self.first, second) if order == 0 else (second, self.first)
 
-    def question(self, order: int) -> tuple[Prompt, str, str]:
-        """The arguments of a judge: prompt, first answer, second answer."""
+    def question(self, order: int) -> tuple:
+        """The arguments of a judge: prompt, first answer, second answer (or lists of answers)."""
         first, second = self.sides(order)
         return self.prompt, getattr(self, first), getattr(self, second)
 
@@ -82,6 +100,20 @@ class Outcome:
     winner: str
     by_order: tuple[str, ...] = ()  # the result in each order, in the same words
     explanation: str = ""
+
+
+def labelled_comparisons(rows: list[Labelled], first: list[str]) -> list[Comparison]:
+    """Comparisons in which b is the chosen answer: of two answers, or of lists if a row has more.
+
+    first: for each row the side that is shown first; of lists it is always b.
+    """
+    lists = any(len(row.chosen) + len(row.rejected) > 2 for row in rows)
+    comparisons = []
+    for row, side in zip(rows, first, strict=True):
+        a, b = (x if lists else x[0] for x in (row.rejected, row.chosen))
+        label = {"tied": row.tied, "subset": row.subset}
+        comparisons.append(Comparison(row.prompt, a, b, "b" if lists else side, **label))
+    return comparisons
 
 
 def settle(comparison: Comparison, verdicts: list[Verdict]) -> Outcome:
@@ -161,7 +193,8 @@ def write_verdicts(path: Path, outcomes: list[Outcome], judge: str) -> None:
         table.writerow(COLUMNS.split())
         for outcome in outcomes:
             c, by_order = outcome.comparison, [*outcome.by_order, "", ""][:2]
-            cells = [prompt_text(c.prompt), c.a, c.b, c.first, *by_order]
+            answers = [x if isinstance(x, str) else "\n\n".join(x) for x in (c.a, c.b)]
+            cells = [prompt_text(c.prompt), *answers, c.first, *by_order]
             cells += [outcome.winner, outcome.explanation, judge]
             table.writerow([re.sub(rf"\A{FORMULA}", "'", visible(cell)) for cell in cells])
 

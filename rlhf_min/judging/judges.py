@@ -23,42 +23,64 @@ KEYS = {"1": "first", "2": "second", "t": "tie", "s": "skipped"}
 HELP = "1 or 2: that answer is better · t: tie · s: skip · u: undo the last · q: quit (saved)"
 
 
-def gold(prompt: Prompt, first: str, second: str) -> Verdict:
-    """The higher gold rating of the zoo wins; a tie below a difference of 0.01 rating points."""
-    ratings = tuple(world.gold_rating(prompt_text(prompt), answer) for answer in (first, second))
-    return _higher_wins("gold", *ratings, tie=0.01, ratings=ratings)
+class ScoringJudge:
+    """A judge that scores each answer by itself and prefers the higher score.
 
-
-def reward_model_judge(path: str, dtype: torch.dtype = torch.float32) -> Judge:
-    """A judge that prefers the higher reward; each pair is scored once for both orders.
-
-    An answer longer than the model's context, or a reward that is NaN or infinite, is a failure.
+    name: of the score; scores: function (prompt, answers) → one score each; tie: a smaller
+    difference is a tie; rates: whether the scores are ratings that verdicts keep.
     """
+
+    def __init__(self, name: str, scores: Callable, tie: float, rates: bool = False):
+        self.name, self.scores, self.tie, self.rates = name, scores, tie, rates
+
+    def __call__(self, prompt: Prompt, first: str | list[str], second: str | list[str]) -> Verdict:
+        """The verdict on two answers, or on two lists: which of them has the best answer.
+
+        A list that shares the best score with the other gets the share of its answers among them.
+        A score that is NaN or infinite, or an answer longer than the context, is a failure.
+        """
+        lists = isinstance(first, list)
+        firsts, seconds = (first, second) if lists else ([first], [second])
+        try:
+            scores = self.scores(prompt, [*firsts, *seconds])
+        except AnswerTooLongError as error:
+            return _failed(str(error))
+        sides = scores[: len(firsts)], scores[len(firsts) :]
+        said = " against ".join(", ".join(f"{score:.3f}" for score in side) for side in sides)
+        said = f"{self.name} {said}"
+        if not all(map(math.isfinite, scores)):
+            return _failed(f"{said}: one is not a number")
+        best = [score > max(scores) - self.tie for score in scores]
+        share = sum(best[: len(firsts)]) / sum(best)
+        winner = {1.0: "first", 0.0: "second"}.get(share, "tie")
+        if lists:
+            return Verdict(winner, said, share=share)
+        return Verdict(winner, said, ratings=tuple(scores) if self.rates else None)
+
+
+def _gold_ratings(prompt: Prompt, answers: list[str]) -> list[float]:
+    return [world.gold_rating(prompt_text(prompt), answer) for answer in answers]
+
+
+gold = ScoringJudge("gold", _gold_ratings, tie=0.01, rates=True)  # the zoo's gold ratings decide
+
+
+def reward_model_judge(path: str, dtype: torch.dtype = torch.float32) -> ScoringJudge:
+    """A judge that prefers the higher reward; each answer is scored once for both orders."""
     scorer = RewardScorer(path, dtype)
 
     @lru_cache(maxsize=1024)
-    def rewards(prompt: str, first: str, second: str) -> list[float]:
-        texts, ends = [[first], [second]], [[True], [True]]
-        outputs = scorer.text_outputs([json.loads(prompt)] * 2, texts, ends)
+    def rewards(prompt: str, answers: tuple[str, ...]) -> list[float]:
+        rows = [[answer] for answer in answers]  # one each: prompts are cut to fit their own answer
+        outputs = scorer.text_outputs([json.loads(prompt)] * len(rows), rows, [[True]] * len(rows))
         return reward_from(outputs, "mean").tolist()
 
-    def judge(prompt: Prompt, first: str, second: str) -> Verdict:
-        answers = sorted((first, second))
-        try:
-            scores = dict(zip(answers, rewards(json.dumps(prompt), *answers), strict=True))
-        except AnswerTooLongError as error:
-            return _failed(str(error))
-        return _higher_wins("reward", scores[first], scores[second], tie=1e-6)
+    def scores(prompt: Prompt, answers: list[str]) -> list[float]:
+        texts = tuple(sorted(set(answers)))
+        by_text = dict(zip(texts, rewards(json.dumps(prompt), texts), strict=True))
+        return [by_text[answer] for answer in answers]
 
-    return judge
-
-
-def _higher_wins(what: str, first: float, second: float, tie: float, ratings=None) -> Verdict:
-    """The verdict of two scores; a difference below `tie` is a tie; NaN and infinity fail."""
-    if not (math.isfinite(first) and math.isfinite(second)):
-        return _failed(f"{what} {first:.3f} against {second:.3f}: one is not a number")
-    winner = "tie" if abs(first - second) < tie else "first" if first > second else "second"
-    return Verdict(winner, f"{what} {first:.3f} against {second:.3f}", ratings=ratings)
+    return ScoringJudge("reward", scores, tie=1e-6)
 
 
 def _failed(explanation: str) -> Verdict:

@@ -31,9 +31,12 @@ def summarise(outcomes: list[Outcome], winners_known: bool, seed: int) -> dict:
 
     winners_known: b is known to be the better answer, so its win rate is the judge's agreement.
     """
-    comparisons = [outcome.comparison for outcome in outcomes]
     verdicts = [verdict for outcome in outcomes for verdict in outcome.verdicts]
-    positions = [v.winner for v in verdicts if v.winner in ("first", "second")]
+    tied = [outcome for outcome in outcomes if outcome.comparison.tied]
+    outcomes = [outcome for outcome in outcomes if not outcome.comparison.tied]
+    comparisons = [outcome.comparison for outcome in outcomes]
+    lists = any(isinstance(c.a, list) for c in comparisons)  # without order and length
+    positions = [v.winner for v in verdicts if v.winner in ("first", "second") and not lists]
     in_both = [o.by_order for o in outcomes if len(o.by_order) == 2]
     in_both = [results for results in in_both if set(results) <= SCORE_OF_B.keys()]
     count = Counter(outcome.winner for outcome in outcomes)
@@ -47,17 +50,20 @@ def summarise(outcomes: list[Outcome], winners_known: bool, seed: int) -> dict:
         "tokens/reply": sum(v.reply_tokens for v in verdicts),
     }
     judged = [o for o in outcomes if o.winner in SCORE_OF_B]
-    scores = [SCORE_OF_B[o.winner] for o in judged]
-    differences = [len(o.comparison.b) - len(o.comparison.a) for o in judged]  # in characters
-    rate = "agreement" if winners_known else "win_rate"
-    metrics |= dict.fromkeys([rate, f"{rate}_low", f"{rate}_high", "length_controlled_rate"])
-    if judged:
-        interval = stats.wilson_interval(sum(scores), len(scores))
-        if not winners_known:
-            interval = stats.bootstrap_interval(scores, stats.win_rate, seed)
-        metrics[rate] = stats.win_rate(scores)
-        metrics[f"{rate}_low"], metrics[f"{rate}_high"] = interval
+    pairs = [] if lists else judged
+    scores = [SCORE_OF_B[o.winner] for o in pairs]
+    differences = [len(o.comparison.b) - len(o.comparison.a) for o in pairs]  # in characters
+    if winners_known:
+        metrics |= agreement(outcomes) | by_subset(outcomes) | _tied_votes(tied)
+    else:
+        metrics |= dict.fromkeys(["win_rate", "win_rate_low", "win_rate_high"])
+    metrics["length_controlled_rate"] = None
+    if scores:
         metrics["length_controlled_rate"] = stats.length_controlled_rate(scores, differences)
+    if scores and not winners_known:
+        metrics["win_rate"] = stats.win_rate(scores)
+        interval = stats.bootstrap_interval(scores, stats.win_rate, seed)
+        metrics["win_rate_low"], metrics["win_rate_high"] = interval
     unequal = [(d > 0, s == 1) for d, s in zip(differences, scores, strict=True) if d and s != 0.5]
     metrics["longer_wins"] = _mean(b_is_longer == b_wins for b_is_longer, b_wins in unequal)
     if winners_known:
@@ -72,23 +78,94 @@ def summarise(outcomes: list[Outcome], winners_known: bool, seed: int) -> dict:
     return metrics
 
 
+def agreement(outcomes: list[Outcome]) -> dict:
+    """Share of the judged outcomes won by b, a tie ½ or its share; Wilson interval; chance level.
+
+    Of lists that is best-of-N accuracy: the best-scored answer is one of b's.
+    """
+    judged = [o for o in outcomes if o.winner in SCORE_OF_B]
+    shares = [(o.verdicts[0].share, SCORE_OF_B[o.winner]) for o in judged]
+    scores = [score if share is None else share for share, score in shares]
+    names = ("agreement", "agreement_low", "agreement_high", "chance")
+    if not judged:
+        return dict.fromkeys(names)
+    interval = stats.wilson_interval(sum(scores), len(scores))
+    values = fmean(scores), *interval, fmean(o.comparison.chance for o in judged)
+    return dict(zip(names, values, strict=True))
+
+
+def by_subset(outcomes: list[Outcome]) -> dict:
+    """{"subsets": {name: counts and agreement}, "macro_average": their mean}; {} without subsets.
+
+    The macro average is the unweighted mean over subsets with at least one judged row.
+    """
+    groups: dict[str, list[Outcome]] = {}
+    for outcome in sorted(outcomes, key=lambda o: o.comparison.subset or ""):
+        groups.setdefault(outcome.comparison.subset or "(none)", []).append(outcome)
+    if not groups.keys() - {"(none)"}:
+        return {}
+    subsets = {}
+    for name, own in groups.items():
+        judged = sum(outcome.winner in SCORE_OF_B for outcome in own)
+        subsets[name] = {"pairs": len(own), "judged": judged} | agreement(own)
+    return {
+        "macro_average": _mean(values["agreement"] for values in subsets.values()),
+        "subsets": subsets,
+    }
+
+
+def _tied_votes(tied: list[Outcome]) -> dict:
+    """How many of the rows that the data call a tie the judge calls a tie; {} without any."""
+    calls = [outcome.winner == "tie" for outcome in tied if outcome.winner in SCORE_OF_B]
+    return {"tied_votes": len(tied), "tied_votes/agreement": _mean(calls)} if tied else {}
+
+
 def describe(summary: dict, outcomes: list[Outcome]) -> str:
-    """The summary in three lines, for the terminal."""
+    """The summary in some lines, for the terminal."""
     share = {k: f"{v:.1%}" if isinstance(v, float) else "none" for k, v in summary.items()}
     name, title, in_data = "win_rate", "win rate of b", ""
+    lists = any(isinstance(outcome.comparison.a, list) for outcome in outcomes)
     if "agreement" in summary:
-        name, title = "agreement", "agreement"
+        name, title = "agreement", "best-of-N accuracy" if lists else "agreement"
         in_data = f" (in the data {share['longer_wins_data']})"
+    beside = f"chance {share['chance']}" if lists else ""
+    beside = beside or f"at equal length {share['length_controlled_rate']}"
     text = (
         f"{title} {share[name]} [{share[name + '_low']}, {share[name + '_high']}], "
-        f"at equal length {share['length_controlled_rate']}; {summary['pairs']} pairs, "
+        f"{beside}; {summary['pairs']} {'rows' if lists else 'pairs'}, "
         f"{summary['ties']} ties ({summary['identical']} identical), "
-        f"{summary['failures']} failures\n"
-        f"  the order changes the verdict on {share['position_disagreement']}; the first wins "
-        f"{share['first_shown_wins']}, the longer {share['longer_wins']}{in_data}"
+        f"{summary['failures']} failures"
     )
+    if not lists:
+        text += (
+            f"\n  the order changes the verdict on {share['position_disagreement']}; the first "
+            f"wins {share['first_shown_wins']}, the longer {share['longer_wins']}{in_data}"
+        )
+    if "tied_votes" in summary:
+        calls = f"of these the judge calls {share['tied_votes/agreement']} a tie"
+        text += f"\n  and {summary['tied_votes']} tied votes, not in the agreement: {calls}"
+    text += _subset_table(summary)
     failed = [outcome.explanation for outcome in outcomes if outcome.winner == "failed"]
     return text + (f"\n  the first failure: {visible(failed[0])}" if failed else "")
+
+
+def _subset_table(summary: dict) -> str:
+    """Lines with the rows, agreement, interval and chance of each subset; "" without any."""
+    if "subsets" not in summary:
+        return ""
+    keys = ("agreement", "agreement_low", "agreement_high", "chance")
+    rows = [("subset", "rows", "judged", "agreement", "95 % from", "to", "chance")]
+    for name, values in summary["subsets"].items():
+        rates = ("none" if values[key] is None else f"{values[key]:.1%}" for key in keys)
+        rows.append((visible(name)[:40], str(values["pairs"]), str(values["judged"]), *rates))
+    macro = summary["macro_average"]
+    rows.append(("macro average", "", "", "none" if macro is None else f"{macro:.1%}", "", "", ""))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return "".join(f"\n  {line}" for line in lines)
 
 
 def _mean(values) -> float | None:

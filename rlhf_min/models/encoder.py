@@ -5,8 +5,8 @@ import inspect
 import torch
 from torch import Tensor
 
-from rlhf_min import InputError
 from rlhf_min.hardware import ranks
+from rlhf_min.models.answers import AnswerTooLongError
 from rlhf_min.models.batches import length_batches
 from rlhf_min.models.layout import context_length
 from rlhf_min.models.tokens import plain_text
@@ -22,7 +22,7 @@ def encoder_outputs(model, tokenizer, prompts: list, texts: list[list[str]]) -> 
     """Head outputs of answer texts [P][K] to prompts [P] (text or messages): [B, labels] float32.
 
     A row is what the tokenizer makes of two texts: `[CLS] prompt [SEP] answer [SEP]` in BERT.
-    Prompts are cut on the left, answers never: InputError for one that does not fit.
+    Prompts are cut on the left, answers never: AnswerTooLongError.
     """
     before = [plain_text(prompt) for prompt, own in zip(prompts, texts, strict=True) for _ in own]
     answers = [text for own in texts for text in own]
@@ -30,7 +30,7 @@ def encoder_outputs(model, tokenizer, prompts: list, texts: list[list[str]]) -> 
     context = min(context_length(model), tokenizer.model_max_length)
     longest = max(map(len, tokenizer(answers, add_special_tokens=False).input_ids))
     if longest + tokenizer.num_special_tokens_to_add(pair=True) >= context:
-        raise InputError(
+        raise AnswerTooLongError(
             f"an answer of {longest} tokens does not fit the reward model's context of "
             f"{context}: answers are never cut, give shorter ones"
         )
