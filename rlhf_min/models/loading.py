@@ -12,6 +12,7 @@ from rlhf_min import InputError
 from rlhf_min.hardware import disk
 from rlhf_min.hardware.attention import use_products
 from rlhf_min.hardware.device import keep_freed_memory
+from rlhf_min.models import lora
 from rlhf_min.models.tokens import check_vocabulary, same_vocabulary
 
 HEADS = ("score.", "classifier.")  # names of the weights of a reward head
@@ -33,14 +34,39 @@ def load_tokenizer(path: str, needs_end: bool = True, model=None):
     return tokenizer
 
 
-def load_causal_lm(path: str, dtype: torch.dtype, gradient_checkpointing: bool = False):
+def load_causal_lm(path: str, dtype: torch.dtype):
     """A causal language model.  Raises InputError for a reward model, and as `load_model`."""
     model, info = load_model(AutoModelForCausalLM, path, dtype)
     if any(name.startswith("score.") for name in info["unexpected_keys"]):
         raise InputError(f"{path} is a reward model (it has a head `score`): give a language model")
-    if gradient_checkpointing:
-        checkpoint_activations(model)
     return model
+
+
+def load_policy(config, dtype: torch.dtype, tokenizer) -> tuple:
+    """The policy and the reference model that KL is measured to.
+
+    With adapters the reference shares the policy's frozen weights, unless --reference names another
+    model.  config: settings of train_policy.py; tokenizer: the policy's.
+    """
+    policy = load_causal_lm(config.model, dtype)
+    if config.lora_rank and config.reference in ("", config.model):
+        reference = lora.sharing_copy(policy)  # before it gets its adapters
+    else:
+        reference = load_reference(config.reference or config.model, policy, tokenizer)
+    prepare_training(policy, config)
+    return policy, reference
+
+
+def prepare_training(model, config) -> None:
+    """Add adapters and gradient checkpointing where the settings of a training script ask for them.
+
+    Raises InputError for a model that adapters cannot be added to.
+    """
+    if config.lora_rank:
+        lora.add_adapters(model, config.lora_rank, config.lora_alpha, config.seed)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()  # it works in this mode only; dropout is 0, so nothing else changes
 
 
 def load_reference(path: str, policy, tokenizer):
@@ -156,12 +182,16 @@ def _from_hub(auto_class, path: str, what: str, **settings):
 def save_model(model, tokenizer, out: str | Path) -> None:
     """Save model and tokenizer as an ordinary Hugging Face folder; each file is replaced whole.
 
-    config.json is the last: where it is, the model is whole.  Raises InputError when the disk is
-    full or the folder is gone.
+    Adapters are saved in the folder `adapter`, and then merged, in this model too.  config.json is
+    the last: where it is, the model is whole.  Raises InputError when the disk is full or the
+    folder is gone.
     """
     out, umask = Path(out), os.umask(0)
     os.umask(umask)  # Python can read it only by setting it
     with disk.writing(out), tempfile.TemporaryDirectory(dir=out, prefix=".saving-") as draft:
+        if lora.adapted_layers(model):
+            lora.save_adapter(model, Path(draft) / "adapter")
+            lora.merge(model)
         model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
         files = [path for path in Path(draft).rglob("*") if path.is_file()]
@@ -170,9 +200,3 @@ def save_model(model, tokenizer, out: str | Path) -> None:
             target.parent.mkdir(exist_ok=True)
             file.chmod(0o666 & ~umask)  # safetensors lets only the owner read it
             disk.move(file, target)
-
-
-def checkpoint_activations(model) -> None:
-    """Gradient checkpointing: recompute activations in the backward pass, do not keep them."""
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.train()  # it works in this mode only; dropout is 0, so nothing else changes

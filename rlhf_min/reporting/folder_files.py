@@ -28,6 +28,7 @@ MODEL = ["generation_config.json", "model.safetensors", "model-*-of-*.safetensor
 MODEL += ["model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "merges.txt"]
 MODEL += ["special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "spiece.model"]
 MODEL += ["tokenizer.model", "chat_template.jinja", "additional_chat_templates/*.jinja"]
+MODEL += ["adapter/adapter_config.json", "adapter/adapter_model.safetensors"]
 
 
 def remove_results(folder: Path) -> None:
