@@ -116,9 +116,9 @@ def next_logits(model, cache: DynamicCache, ids: Tensor, mask: Tensor, positions
 def decoding_mode(model, new_tokens: int):
     """Context manager: evaluation mode, merged and packed weights; restored on exit.
 
-    In training mode gradient checkpointing would switch the KV cache off.  Adapters (models/lora.py)
-    are merged, and bfloat16 weights on a CPU packed: oneDNN would reorder a whole weight for every
-    product of a few rows.  Each costs a copy of the weights for as long as this lasts.
+    In training mode gradient checkpointing would switch the KV cache off.  Adapters are merged
+    (models/lora.py): fewer products.  On a CPU bfloat16 weights are packed: oneDNN would reorder a
+    whole weight for every product of a few rows.  Both cost a copy of the weights meanwhile.
     """
     was_training, layers = model.training, []
     packs = model.device.type == "cpu" and new_tokens >= PACK_FROM and can_pack()

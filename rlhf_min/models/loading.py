@@ -12,7 +12,7 @@ from rlhf_min import InputError
 from rlhf_min.hardware import disk
 from rlhf_min.hardware.attention import use_products
 from rlhf_min.hardware.device import keep_freed_memory
-from rlhf_min.models import lora
+from rlhf_min.models import adapter_folder, lora
 from rlhf_min.models.tokens import check_vocabulary, same_vocabulary
 
 HEADS = ("score.", "classifier.")  # names of the weights of a reward head
@@ -26,7 +26,9 @@ def load_tokenizer(path: str, needs_end: bool = True, model=None):
 
     model: must have an embedding for each of its tokens.
     """
-    tokenizer = _from_hub(AutoTokenizer, path, "tokenizer")
+    adapter = adapter_folder.read_adapter(path)
+    own = not adapter or (Path(path) / "tokenizer_config.json").exists()
+    tokenizer = _from_hub(AutoTokenizer, path if own else adapter[0], "tokenizer")
     if needs_end and tokenizer.eos_token_id is None:
         raise InputError(f"{path} has no end token: set eos_token in its tokenizer_config.json")
     if model is not None:
@@ -94,9 +96,13 @@ def load_model(auto_class, path: str, dtype: torch.dtype, labels: int | None = N
 
     Dropout is off: with it sampling and training would use different functions.  Raises InputError
     when path (folder or hub id) cannot be read, has another head, lacks a weight below the head, or
-    holds a weight that is not finite.
+    holds a weight that is not finite.  An adapter's folder gives its base model, merged with it.
     """
     keep_freed_memory()
+    folder, adapter = path, adapter_folder.read_adapter(path)
+    if adapter:
+        path, scale, weights = adapter
+        labels = labels or len(weights.get("score.weight", ())) or None
     config = _from_hub(AutoConfig, path, "config")
     labels = labels or config.num_labels
     if "ForSequenceClassification" in str(config.architectures) and labels != config.num_labels:
@@ -125,9 +131,12 @@ def load_model(auto_class, path: str, dtype: torch.dtype, labels: int | None = N
             f"{path} lacks the weight {missing[0]}, which would be left random: "
             "give a decoder language model saved with save_pretrained"
         )
+    if adapter:
+        adapter_folder.merge_adapter(model, folder, scale, weights)
+        info["missing_keys"] -= weights.keys()
     # Else the pad token's embedding is never trained, and with pad = end every answer has it.
     model.get_input_embeddings().padding_idx = None
-    _check_finite(model, path)
+    _check_finite(model, folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return use_products(model.to(device).eval()), info
 
@@ -190,7 +199,7 @@ def save_model(model, tokenizer, out: str | Path) -> None:
     os.umask(umask)  # Python can read it only by setting it
     with disk.writing(out), tempfile.TemporaryDirectory(dir=out, prefix=".saving-") as draft:
         if lora.adapted_layers(model):
-            lora.save_adapter(model, Path(draft) / "adapter")
+            adapter_folder.save_adapter(model, Path(draft) / "adapter")
             lora.merge(model)
         model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)

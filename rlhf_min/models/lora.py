@@ -5,20 +5,14 @@ and B only.  Since W never changes, a second model that shares it is the referen
 """
 
 import copy
-import json
 import math
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rlhf_min import InputError
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # names of the PEFT library
-PREFIX = "base_model.model."  # of every weight in WEIGHTS
 
 
 class LoraLinear(nn.Module):
@@ -38,6 +32,16 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x) + self.scale * F.linear(F.linear(x, self.A), self.B)
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight; Mamba reads that of one layer, whose adapter then stays zero."""
+        return self.layer.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias, which Mamba reads too."""
+        return self.layer.bias
 
     @torch.no_grad()
     def merged_layer(self) -> nn.Module:
@@ -60,26 +64,34 @@ def add_adapters(model, rank: int, alpha: float, seed: int = 0) -> None:
     model.requires_grad_(False)
     if hasattr(model, "score"):
         model.score.requires_grad_(True)
-    layers = [m for m in model.base_model.modules() if isinstance(m, (nn.Linear, Conv1D))]
+    layers = linear_layers(model).values()
     if not layers:
         raise InputError(
             f"--lora-rank: {model.name_or_path} has no linear layers below its head: "
             "train all its weights (--lora-rank 0)"
         )
-    _replace(model, {layer: LoraLinear(layer, rank, alpha, generator) for layer in layers})
+    replace_layers(model, {m: LoraLinear(m, rank, alpha, generator) for m in layers})
 
 
 def merge(model) -> None:
     """Replace every adapted layer by its merged layer; weights shared with others are unchanged."""
-    _replace(model, {layer: layer.merged_layer() for layer in adapted_layers(model).values()})
+    replace_layers(model, {m: m.merged_layer() for m in adapted_layers(model).values()})
+
+
+def linear_layers(model) -> dict[str, nn.Module]:
+    """Linear layers below the head by their names, such as model.layers.0.self_attn.q_proj."""
+    below = set(model.base_model.modules())
+    named = {name: m for name, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
+    return {name: layer for name, layer in named.items() if layer in below}
 
 
 def adapted_layers(model) -> dict[str, LoraLinear]:
-    """Adapted layers by their names, such as model.layers.0.self_attn.q_proj."""
+    """Adapted layers by their names."""
     return {name: m for name, m in model.named_modules() if isinstance(m, LoraLinear)}
 
 
-def _replace(model, new: dict) -> None:
+def replace_layers(model, new: dict[nn.Module, nn.Module]) -> None:
+    """Put other layers in the places of a model's layers: old layer → new layer."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if child in new:
@@ -93,34 +105,3 @@ def sharing_copy(model):
     """
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}).eval()
-
-
-def save_adapter(model, folder: Path) -> None:
-    """Save the adapters, and a trained reward head, in the folder format of the PEFT library.
-
-    `PeftModel.from_pretrained(base, folder)` loads it; base: the model that training started from.
-    """
-    layers = adapted_layers(model)
-    first, weights = next(iter(layers.values())), {}
-    for name, layer in layers.items():
-        for letter, weight in (("A", layer.A), ("B", layer.B)):
-            weights[f"{PREFIX}{name}.lora_{letter}.weight"] = weight
-    if head := hasattr(model, "score"):
-        weights |= {f"{PREFIX}score.{name}": w for name, w in model.score.state_dict().items()}
-    config = {
-        "peft_type": "LORA",
-        "task_type": "SEQ_CLS" if head else "CAUSAL_LM",
-        "base_model_name_or_path": model.name_or_path,
-        "r": first.rank,
-        "lora_alpha": first.alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": isinstance(first.layer, Conv1D),
-        "target_modules": sorted({name.rpartition(".")[2] for name in layers}),
-        "modules_to_save": ["score"] if head else None,
-        "inference_mode": True,
-    }
-    folder.mkdir()
-    weights = {name: weight.detach().contiguous() for name, weight in weights.items()}
-    save_file(weights, folder / WEIGHTS, {"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n")

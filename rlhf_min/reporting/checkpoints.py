@@ -108,7 +108,10 @@ def weights_of(model) -> dict[str, Tensor]:
 
 
 def restore_weights(model, optimiser, weights: dict, moments: dict) -> None:
-    """Set model and optimiser to their states in a checkpoint.  Raises InputError: another model."""
+    """Set model and optimiser to their states in a checkpoint.
+
+    Raises InputError for another model: its weights have other sizes, or its frozen ones differ.
+    """
     try:
         if FROZEN in weights and not torch.equal(weights[FROZEN], weights_of(model)[FROZEN]):
             raise ValueError("its frozen weights are others")

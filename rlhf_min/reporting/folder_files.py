@@ -36,6 +36,8 @@ def remove_results(folder: Path) -> None:
     for pattern in (*RESULTS, *PLOTS, *MODEL):
         for path in folder.glob(pattern):
             path.unlink()
+    with suppress(OSError):  # it is absent, or holds other files
+        (folder / "adapter").rmdir()
 
 
 def remove_leftovers(folder: Path) -> None:
