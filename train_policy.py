@@ -49,6 +49,8 @@ class Config:
     temperature: float = option(1.0, "of the sampling distribution", at_least=0.01)
     steps: int = option(100, "rollouts", heading="Optimisation", at_least=1)
     lr: float = option(5e-4, "learning rate", "--learning-rate", above=0, at_most=1)
+    lora_rank: int = option(0, "LoRA, e.g. 8 with --lr 2e-3 (0: off)", at_least=0, at_most=4096)
+    lora_alpha: float = option(16.0, "scales adapters by alpha / rank", above=0)
     warm_up: float = option(5, "steps of rising learning rate (below 1: a share)", at_least=0)
     max_grad_norm: float = option(1.0, "larger gradients are scaled down to this norm", above=0)
     micro_batch: int = option(16, "prompts per backward pass, each with all answers", at_least=1)
@@ -100,10 +102,9 @@ def check(config: Config) -> None:
     """Raise InputError for settings that cannot work."""
     check_ranges(config)
     if config.batch_size % config.samples:
-        raise InputError(
-            f"--batch-size {config.batch_size} is not divisible by --samples {config.samples}: "
-            f"take {config.batch_size // config.samples * config.samples or config.samples}"
-        )
+        fits = config.batch_size // config.samples * config.samples or config.samples
+        wrong = f"--batch-size {config.batch_size} is not divisible by --samples {config.samples}"
+        raise InputError(f"{wrong}: take {fits}")
     if config.baseline == "leave-one-out" and config.samples < 2:
         raise InputError("--baseline leave-one-out needs --samples 2 or more, got 1")
     if config.objective == "reinforce" and config.updates != 1:
@@ -196,7 +197,7 @@ def train(config: Config, policy, reference, scorer, prompts, sampling, evaluate
             metrics |= {f"held_out/{k}": v for k, v in evaluate(policy)[0].items()}
         log.log(step + 1, metrics, bar)
         if log.checkpoint_due(step + 1):
-            models = {"policy": policy.state_dict(), "optimiser": optimiser.state_dict()}
+            models = {"policy": checkpoints.weights_of(policy), "optimiser": optimiser.state_dict()}
             others = {"generator": generator.get_state(), "baseline": asdict(baseline)}
             log.checkpoint(step + 1, state | models | others)
 
@@ -211,8 +212,7 @@ def main(config: Config) -> dict:
     prompts, held_out, metadata = split_prompts(config)
     build_missing(config)
     dtype, tokenizer = choose_dtype(config.dtype), loading.load_tokenizer(config.model)
-    policy = loading.load_causal_lm(config.model, dtype, config.gradient_checkpointing)
-    reference = loading.load_reference(config.reference or config.model, policy, tokenizer)
+    policy, reference = loading.load_policy(config, dtype, tokenizer)
     scorer = make_scorer(config, dtype, tokenizer)
     room = min(context_length(policy), scorer.context) - config.max_new_tokens
     prompts, metadata["prompts/cut"] = encode_prompts(tokenizer, prompts, room)

@@ -46,6 +46,8 @@ class Config:
     batch_size: int = option(32, "pairs per optimiser step", at_least=1)
     micro_batch: int = option(16, "pairs per forward and backward pass, at most", at_least=1)
     lr: float = option(1e-3, "peak learning rate", "--learning-rate", above=0, at_most=1)
+    lora_rank: int = option(0, "LoRA, e.g. 8 with --lr 2e-3 (0: off)", at_least=0, at_most=4096)
+    lora_alpha: float = option(16.0, "scales adapters by alpha / rank", above=0)
     warm_up: float = option(0.05, "steps of rising learning rate (below 1: a share)", at_least=0)
     weight_decay: float = option(0.01, "AdamW weight decay", at_least=0, at_most=1)
     max_grad_norm: float = option(1.0, "larger gradients are scaled down to this norm", above=0)
@@ -182,7 +184,7 @@ def train(config: Config, model, pairs, held_out, steps: int, log, checkpoint: d
             metrics |= evaluation.held_out_series(evaluated[0])
         log.log(step + 1, metrics, bar)
         if log.checkpoint_due(step + 1):
-            weights = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
+            weights = {"model": checkpoints.weights_of(model), "optimiser": optimiser.state_dict()}
             log.checkpoint(step + 1, weights)
     return evaluated or evaluation.evaluate_reward_model(model, held_out, tie)
 
@@ -199,8 +201,7 @@ def main(config: Config) -> dict:
     model = new_reward_model(config.model, config.head, choose_dtype(config.dtype))
     tokenizer = loading.load_tokenizer(config.model, model=model)
     separate_pad(model, tokenizer)
-    if config.gradient_checkpointing:
-        loading.checkpoint_activations(model)
+    loading.prepare_training(model, config)
     max_length = min(config.max_length, context_length(model))
     limit = "--max-length" if max_length == config.max_length else "the model's context"
     pairs, others = preferences.encode_pairs(tokenizer, pairs, max_length, "--data", limit)

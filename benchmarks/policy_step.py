@@ -13,7 +13,7 @@ import timing
 
 import train_policy
 from rlhf_min.hardware.device import choose_dtype
-from rlhf_min.models.loading import load_causal_lm, load_tokenizer
+from rlhf_min.models.loading import load_policy, load_tokenizer
 from rlhf_min.models.scoring import RewardScorer
 from rlhf_min.models.tokens import EncodedPrompt
 
@@ -23,6 +23,7 @@ class StepTimes:
 
     def __init__(self, answer_tokens: int):
         self.answer_tokens, self.seconds, self.parts = answer_tokens, [], Counter()
+        self.under_way: dict = {}
         self.begin = timing.now()
 
     def log(self, step: int, metrics: dict, bar) -> None:
@@ -38,23 +39,26 @@ class StepTimes:
 
 def main() -> None:
     args = timing.arguments(
-        __doc__, prompts=2, samples=4, prompt_tokens=128, answer_tokens=32, kl=0.05, micro_batch=16
-    )
+        __doc__, prompts=2, samples=4, prompt_tokens=128, answer_tokens=32, kl=0.05, micro_batch=16,
+        lora_rank=0,
+    )  # fmt: skip
     if args.grow:
         return timing.report_curve(args)
     config = train_policy.Config(
         samples=args.samples, batch_size=args.prompts * args.samples, kl=args.kl, lr=1e-6,
-        micro_batch=args.micro_batch, steps=args.steps, data=["random texts"],
+        micro_batch=args.micro_batch, steps=args.steps, data=["random texts"], model=args.model,
+        lora_rank=args.lora_rank,
     )  # fmt: skip
     dtype = choose_dtype(args.dtype)
     tokenizer = load_tokenizer(args.model)
-    policy, reference = (load_causal_lm(args.model, dtype) for _ in range(2))
+    policy, reference = load_policy(config, dtype, tokenizer)
     scorer = RewardScorer(args.model + "-rm", dtype, tokenizer)
     texts = timing.random_texts(args.prompts * args.steps, args.prompt_tokens)
     prompts = [EncodedPrompt(text, tokenizer(text).input_ids) for text in texts]
     sampling = {"max_new_tokens": args.answer_tokens, "temperature": 1.0, "end_ids": []}
     log = StepTimes(args.answer_tokens)
     state = {"step": 0, "reward_scale": {"mean": 0.0, "std": 1.0}}
+    state["before"] = dict.fromkeys(("reward/mean", "finished/rate", "kl/mean"), 0.0)
     train_policy.train(config, policy, reference, scorer, prompts, sampling, None, log, state)
     count = max(1, args.steps - 2)
     timing.report(args, log.seconds, **{k: round(v / count, 3) for k, v in log.parts.items()})

@@ -174,6 +174,11 @@ SCRIPTS = {
         {"steps": 6, "gradient_checkpointing": True},
     ),
     "bfloat16": (train_policy, "tiny_policy_run", policy_config, {"steps": 6, "dtype": "bfloat16"}),
+    "LoRA": (
+        train_policy, "tiny_policy_run", policy_config,
+        {"steps": 6, "lora_rank": 2, "lr": 0.02, "dtype": "bfloat16"},
+    ),
+    "LoRA, reward model": (train_rm, "tiny_rm_run", rm_config, {"lora_rank": 2, "lr": 0.02}),
 }  # fmt: skip
 
 

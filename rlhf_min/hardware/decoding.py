@@ -114,19 +114,26 @@ def next_logits(model, cache: DynamicCache, ids: Tensor, mask: Tensor, positions
 
 @contextmanager
 def decoding_mode(model, new_tokens: int):
-    """Context manager: evaluation mode and packed bfloat16 weights; restored on exit.
+    """Context manager: evaluation mode, merged and packed weights; restored on exit.
 
-    In training mode gradient checkpointing would switch the KV cache off.  oneDNN, on a CPU, would
-    reorder a whole weight for every product of a few rows; packing costs a copy of the weights.
+    In training mode gradient checkpointing would switch the KV cache off.  Adapters are merged
+    (models/lora.py): fewer products.  On a CPU bfloat16 weights are packed: oneDNN would reorder a
+    whole weight for every product of a few rows.  Both cost a copy of the weights meanwhile.
     """
     was_training, layers = model.training, []
-    if model.device.type == "cpu" and new_tokens >= PACK_FROM and can_pack():
-        layers = [m for m in model.modules() if type(m) is nn.Linear and "forward" not in vars(m)]
-        layers = [m for m in layers if m.weight.dtype == torch.bfloat16]
+    packs = model.device.type == "cpu" and new_tokens >= PACK_FROM and can_pack()
+    modules = [m for m in model.modules() if "forward" not in vars(m)]
+    adapted = {m for m in modules if hasattr(m, "merged_layer")}
+    frozen = {m.layer for m in adapted}
     model.eval()
     try:
-        for layer in layers:
-            layer.forward = packed_forward(layer)
+        for layer in adapted.union(m for m in modules if type(m) is nn.Linear) - frozen:
+            linear = layer.merged_layer() if layer in adapted else layer
+            if packs and type(linear) is nn.Linear and linear.weight.dtype == torch.bfloat16:
+                layer.forward = packed_forward(linear)
+            elif layer in adapted:
+                layer.forward = linear.forward
+            layers.append(layer)
         yield
     finally:
         model.train(was_training)

@@ -12,6 +12,7 @@ from rlhf_min import InputError
 from rlhf_min.hardware import disk, ranks
 from rlhf_min.hardware.attention import use_products
 from rlhf_min.hardware.device import keep_freed_memory
+from rlhf_min.models import adapter_folder, lora
 from rlhf_min.models.tokens import check_vocabulary, same_vocabulary
 
 HEADS = ("score.", "classifier.")  # names of the weights of a reward head
@@ -25,7 +26,9 @@ def load_tokenizer(path: str, needs_end: bool = True, model=None):
 
     model: must have an embedding for each of its tokens.
     """
-    tokenizer = _from_hub(AutoTokenizer, path, "tokenizer")
+    adapter = adapter_folder.read_adapter(path)
+    own = not adapter or (Path(path) / "tokenizer_config.json").exists()
+    tokenizer = _from_hub(AutoTokenizer, path if own else adapter[0], "tokenizer")
     if needs_end and tokenizer.eos_token_id is None:
         raise InputError(f"{path} has no end token: set eos_token in its tokenizer_config.json")
     if model is not None:
@@ -33,14 +36,39 @@ def load_tokenizer(path: str, needs_end: bool = True, model=None):
     return tokenizer
 
 
-def load_causal_lm(path: str, dtype: torch.dtype, gradient_checkpointing: bool = False):
+def load_causal_lm(path: str, dtype: torch.dtype):
     """A causal language model.  Raises InputError for a reward model, and as `load_model`."""
     model, info = load_model(AutoModelForCausalLM, path, dtype)
     if any(name.startswith("score.") for name in info["unexpected_keys"]):
         raise InputError(f"{path} is a reward model (it has a head `score`): give a language model")
-    if gradient_checkpointing:
-        checkpoint_activations(model)
     return model
+
+
+def load_policy(config, dtype: torch.dtype, tokenizer) -> tuple:
+    """The policy and the reference model that KL is measured to.
+
+    With adapters the reference shares the policy's frozen weights, unless --reference names another
+    model.  config: settings of train_policy.py; tokenizer: the policy's.
+    """
+    policy = load_causal_lm(config.model, dtype)
+    if config.lora_rank and config.reference in ("", config.model):
+        reference = lora.sharing_copy(policy)  # before it gets its adapters
+    else:
+        reference = load_reference(config.reference or config.model, policy, tokenizer)
+    prepare_training(policy, config)
+    return policy, reference
+
+
+def prepare_training(model, config) -> None:
+    """Add adapters and gradient checkpointing where the settings of a training script ask for them.
+
+    Raises InputError for a model that adapters cannot be added to.
+    """
+    if config.lora_rank:
+        lora.add_adapters(model, config.lora_rank, config.lora_alpha, config.seed)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()  # it works in this mode only; dropout is 0, so nothing else changes
 
 
 def load_reference(path: str, policy, tokenizer):
@@ -68,9 +96,13 @@ def load_model(auto_class, path: str, dtype: torch.dtype, labels: int | None = N
 
     Dropout is off: with it sampling and training would use different functions.  Raises InputError
     when path (folder or hub id) cannot be read, has another head, lacks a weight below the head, or
-    holds a weight that is not finite.
+    holds a weight that is not finite.  An adapter's folder gives its base model, merged with it.
     """
     keep_freed_memory()
+    folder, adapter = path, adapter_folder.read_adapter(path)
+    if adapter:
+        path, scale, weights = adapter
+        labels = labels or len(weights.get("score.weight", ())) or None
     config = _from_hub(AutoConfig, path, "config")
     labels = labels or config.num_labels
     if "ForSequenceClassification" in str(config.architectures) and labels != config.num_labels:
@@ -99,9 +131,12 @@ def load_model(auto_class, path: str, dtype: torch.dtype, labels: int | None = N
             f"{path} lacks the weight {missing[0]}, which would be left random: "
             "give a decoder language model saved with save_pretrained"
         )
+    if adapter:
+        adapter_folder.merge_adapter(model, folder, scale, weights)
+        info["missing_keys"] -= weights.keys()
     # Else the pad token's embedding is never trained, and with pad = end every answer has it.
     model.get_input_embeddings().padding_idx = None
-    _check_finite(model, path)
+    _check_finite(model, folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return use_products(model.to(device).eval()), info
 
@@ -156,14 +191,18 @@ def _from_hub(auto_class, path: str, what: str, **settings):
 def save_model(model, tokenizer, out: str | Path) -> None:
     """Save model and tokenizer as an ordinary Hugging Face folder; each file is replaced whole.
 
-    Of several processes only the first writes.  config.json is the last file: where it is, the
-    model is whole.  Raises InputError when the disk is full or the folder is gone.
+    Of several processes only the first writes.  Adapters are saved in the folder `adapter`, and
+    then merged, in this model too.  config.json is the last: where it is, the model is whole.
+    Raises InputError when the disk is full or the folder is gone.
     """
     if not ranks.is_first():
-        return
+        return lora.merge(model)
     out, umask = Path(out), os.umask(0)
     os.umask(umask)  # Python can read it only by setting it
     with disk.writing(out), tempfile.TemporaryDirectory(dir=out, prefix=".saving-") as draft:
+        if lora.adapted_layers(model):
+            adapter_folder.save_adapter(model, Path(draft) / "adapter")
+            lora.merge(model)
         model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
         files = [path for path in Path(draft).rglob("*") if path.is_file()]
@@ -172,9 +211,3 @@ def save_model(model, tokenizer, out: str | Path) -> None:
             target.parent.mkdir(exist_ok=True)
             file.chmod(0o666 & ~umask)  # safetensors lets only the owner read it
             disk.move(file, target)
-
-
-def checkpoint_activations(model) -> None:
-    """Gradient checkpointing: recompute activations in the backward pass, do not keep them."""
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.train()  # it works in this mode only; dropout is 0, so nothing else changes

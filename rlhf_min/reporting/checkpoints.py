@@ -8,9 +8,11 @@ code in them is ever executed.
 import os
 import random
 import zipfile
+import zlib
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from rlhf_min import InputError
 from rlhf_min.data.files import read_json
@@ -18,6 +20,7 @@ from rlhf_min.hardware import disk, ranks
 from rlhf_min.reporting.folder_files import CHECKPOINTS
 
 NEWEST, PREVIOUS = CHECKPOINTS
+FROZEN = "frozen weights"  # entry of a checkpoint's weights: a checksum in their place
 # What a checkpoint holds, with its types: in every run, and in those of a script.
 ENTRIES = {"step": int, "metrics": str, "run": str, "random": dict}
 OF_SCRIPT = {
@@ -90,10 +93,31 @@ def load_checkpoint(out: str | Path) -> dict | None:
     return None
 
 
+def weights_of(model) -> dict[str, Tensor]:
+    """All weights of a model; with frozen ones, the trained weights and a checksum of the others.
+
+    Frozen weights are those of --model, which is read again when a run is resumed.
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    frozen = [p.detach() for p in model.parameters() if not p.requires_grad]
+    if not frozen:
+        return model.state_dict()
+    checksum = 0  # CRC-32 of the weights' bytes
+    for weight in frozen:
+        numbers = weight.reshape(-1).view(torch.uint8).cpu().numpy()
+        checksum = zlib.crc32(numbers, checksum)
+    return {**trained, FROZEN: torch.tensor(checksum)}
+
+
 def restore_weights(model, optimiser, weights: dict, moments: dict) -> None:
-    """Set model and optimiser to their states in a checkpoint.  Raises InputError: other sizes."""
+    """Set model and optimiser to their states in a checkpoint.
+
+    Raises InputError for another model: its weights have other sizes, or its frozen ones differ.
+    """
     try:
-        model.load_state_dict(weights)
+        if FROZEN in weights and not torch.equal(weights[FROZEN], weights_of(model)[FROZEN]):
+            raise ValueError("its frozen weights are others")
+        model.load_state_dict(weights, strict=FROZEN not in weights)
         optimiser.load_state_dict(moments)
     except (RuntimeError, LookupError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[-1].strip()

@@ -29,6 +29,7 @@ MODEL = ["generation_config.json", "model.safetensors", "model-*-of-*.safetensor
 MODEL += ["model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "merges.txt"]
 MODEL += ["special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "spiece.model"]
 MODEL += ["tokenizer.model", "chat_template.jinja", "additional_chat_templates/*.jinja"]
+MODEL += ["adapter/adapter_config.json", "adapter/adapter_model.safetensors"]
 
 
 def remove_results(folder: Path) -> None:
@@ -36,6 +37,8 @@ def remove_results(folder: Path) -> None:
     for pattern in (*RESULTS, *PLOTS, *MODEL):
         for path in folder.glob(pattern):
             path.unlink()
+    with suppress(OSError):  # it is absent, or holds other files
+        (folder / "adapter").rmdir()
 
 
 def remove_leftovers(folder: Path) -> None:
