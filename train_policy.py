@@ -188,7 +188,6 @@ def train(config: Config, policy, reference, scorer, prompts, sampling, evaluate
 
         metrics = step_metrics(rollout, scores_PK, total_rewards_PK, advantages_PK, old_PK, ref_PK)
         metrics |= {"grad/norm": grad_norm, "learning_rate": lr, "baseline/value": baseline.value}
-        metrics["alignment/gap"] = alignment_gap(rollout, old_PK)
         metrics["clip/fraction"] = policy_losses.clip_fraction(log_probs_PK, old_PK, config.clip)
         metrics["batch/padding"] = padding_share(policy, rollout.prompts, rollout.answers, max_rows)
         metrics |= clock.seconds | evaluation.gold_metric(gold, batch, rollout, scorer)

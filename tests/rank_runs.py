@@ -42,12 +42,13 @@ RUNS = {
     "rm": {
         "scalar": (train_rm, f"{RM} --margin 0.1"),
         "ratings": (train_rm, f"{RM} --head ratings --soft-labels 0.5 --earth-mover 0.1"),
-        "checkpointing": (train_rm, f"{RM} --gradient-checkpointing"),
+        "lora": (train_rm, f"{RM} --gradient-checkpointing --lora-rank 2"),
     },
     "policy": {
         "average": (train_policy, f"{POLICY} --reward-model rm --eval-every 2"),
         "siblings": (train_policy, f"{POLICY} --reward-model rm --baseline leave-one-out"),
         "ema": (train_policy, f"{POLICY} --reward-model rm --baseline ema --temperature 0.8"),
+        "lora": (train_policy, f"{POLICY} --reward-model rm --lora-rank 2"),
         "none": (train_policy, f"{POLICY} --reward-function own.py:count --baseline none"),
         "ppo": (train_policy, f"{POLICY} --reward-model rm --objective ppo-clip --updates 2"),
         "win": (train_policy, f"{POLICY} --reward-model rm10 --reading win --weight inverse-sigma"),

@@ -17,8 +17,8 @@ from rlhf_min import InputError
 from rlhf_min.hardware import ranks
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = {"rm": ["scalar", "ratings", "checkpointing"]}
-FOLDERS["policy"] = ["average", "siblings", "ema", "none", "ppo", "win"]
+FOLDERS = {"rm": ["scalar", "ratings", "lora"]}
+FOLDERS["policy"] = ["average", "siblings", "ema", "lora", "none", "ppo", "win"]
 
 
 def rank_runs(folder: Path, kind: str) -> None:

@@ -28,7 +28,7 @@ def load_tokenizer(path: str, needs_end: bool = True, model=None):
     """
     adapter = adapter_folder.read_adapter(path)
     own = not adapter or (Path(path) / "tokenizer_config.json").exists()
-    tokenizer = _from_hub(AutoTokenizer, path if own else adapter[0], "tokenizer")
+    tokenizer = from_hub(AutoTokenizer, path if own else adapter[0], "tokenizer")
     if needs_end and tokenizer.eos_token_id is None:
         raise InputError(f"{path} has no end token: set eos_token in its tokenizer_config.json")
     if model is not None:
@@ -103,7 +103,7 @@ def load_model(auto_class, path: str, dtype: torch.dtype, labels: int | None = N
     if adapter:
         path, scale, weights = adapter
         labels = labels or len(weights.get("score.weight", ())) or None
-    config = _from_hub(AutoConfig, path, "config")
+    config = from_hub(AutoConfig, path, "config")
     labels = labels or config.num_labels
     if "ForSequenceClassification" in str(config.architectures) and labels != config.num_labels:
         raise InputError(
@@ -115,11 +115,11 @@ def load_model(auto_class, path: str, dtype: torch.dtype, labels: int | None = N
         if ("drop" in name or name.endswith("pdrop")) and isinstance(value, float):
             setattr(config, name, 0.0)
     settings = {"config": config, "dtype": dtype, "use_safetensors": True}
-    model, info = _from_hub(auto_class, path, "model", output_loading_info=True, **settings)
+    model, info = from_hub(auto_class, path, "model", output_loading_info=True, **settings)
     embedding = _embedding_name(model)
     if embedding in info["missing_keys"] and config.tie_word_embeddings:
         # The tied weight is stored under the name of the output layer, which a classifier lacks.
-        tied, full = _from_hub(
+        tied, full = from_hub(
             AutoModelForCausalLM, path, "model", output_loading_info=True, **settings
         )
         if not full["missing_keys"]:
@@ -160,7 +160,7 @@ def _check_finite(model, path: str) -> None:
         )
 
 
-def _from_hub(auto_class, path: str, what: str, **settings):
+def from_hub(auto_class, path: str, what: str, **settings):
     """`auto_class.from_pretrained`, which runs no code of the folder; InputError if it fails."""
     folder = Path(path)
     # A hub id is "name" or "owner/name"; what lies in a folder that exists here is meant locally.

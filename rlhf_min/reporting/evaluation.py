@@ -11,6 +11,7 @@ from rlhf_min.maths import statistics as stats
 from rlhf_min.maths.preference_losses import bradley_terry, ratings_win_loss
 from rlhf_min.maths.ratings import chance_loss
 from rlhf_min.maths.reward_shaping import k1, reward_scale, standardise
+from rlhf_min.models.alignment import alignment_gap
 from rlhf_min.models.answers import answer_texts
 from rlhf_min.models.batches import tree_batches
 from rlhf_min.models.log_probs import rollout_log_probs
@@ -194,6 +195,7 @@ def step_metrics(
         "kl/mean": k1(log_probs, ref).mean().item(),
         "advantage/mean": advantages.mean().item(),
         "advantage/std": advantages.std().item(),
+        "alignment/gap": alignment_gap(rollout, log_probs),
         **rollout_metrics(rollout),
     }
 
