@@ -126,7 +126,8 @@ def memory_plan(settings: Config) -> dict[str, dict[str, float]]:
         turns = {
             # Within one backward pass the gradients take the place of the activations.
             "backward pass": kept + gradients if several else max(kept, gradients),
-            "update": gradients + (4 * trained / devices if devices > 1 else 0),
+            # Each gradient is freed when it is summed; the owner of a part keeps it in float32.
+            "update": max(gradients, 4 * trained / devices if devices > 1 else 0),
         }
         if script == "train_policy.py":
             rows = settings.prompts * settings.samples
