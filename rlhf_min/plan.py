@@ -131,7 +131,8 @@ def memory_plan(settings: Config) -> dict[str, dict[str, float]]:
         }
         if script == "train_policy.py":
             rows = settings.prompts * settings.samples
-            turns["sampling"] = rows * cache_bytes(model, settings)
+            merged = size * weights if adapters else 0  # adapters are merged while it samples
+            turns["sampling"] = rows * cache_bytes(model, settings) + merged
         plan = stays | (models if script == "train_policy.py" else {}) | turns
         plan = {name: value / 1e9 for name, value in plan.items()} | {"libraries": LIBRARIES}
         largest = max(plan[name] for name in turns)
