@@ -198,6 +198,7 @@ def main(config: Config) -> dict:
         return summary
     pairs, held_out, dropped, dropped_held_out = read_pairs(config)
     ranks.from_first(start_model.build_if_missing, config.model)
+    torch.manual_seed(config.seed)  # a new pad token's embedding is random
     model = new_reward_model(config.model, config.head, choose_dtype(config.dtype))
     tokenizer = loading.load_tokenizer(config.model, model=model)
     separate_pad(model, tokenizer)
@@ -216,7 +217,6 @@ def main(config: Config) -> dict:
     encoded = [[pair.prompt, *pair.answers] for pair in pairs]
     metadata["fingerprint"] = preferences.fingerprint(encoded)
 
-    torch.manual_seed(config.seed)
     steps = config.max_steps
     if steps < 0:
         steps = math.ceil(config.epochs * math.ceil(len(pairs) / config.batch_size))

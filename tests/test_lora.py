@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -371,6 +372,18 @@ def test_resuming_on_another_base_of_the_same_sizes_is_refused(
     resume = policy_config(tiny_run, tmp_path / "run", lora_rank=2, resume=True)
     assert "its frozen weights are others" in exit_of(train_policy, resume, capfd)
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_new_pad_token_does_not_change_the_frozen_weights_of_a_resumed_run(
+    tmp_path, monkeypatch, tiny_rm_run
+):
+    """The embeddings get a random row; drawn anew, it would look like another base model."""
+    model = str(tiny_folder(tmp_path / "base", "one-special"))
+    config = rm_config({**tiny_rm_run, "model": model}, tmp_path / "run")
+    interrupted(monkeypatch, config)
+    torch.rand(3)
+    train_rm.main(replace(config, resume=True))
+    assert (tmp_path / "run" / "summary.json").exists()
 
 
 def wrong_adapter(kind: str, adapter: Path, tmp_path: Path) -> None:
