@@ -300,3 +300,17 @@ def test_other_text_is_not_degenerate(text):
 def test_degenerate_is_quick_on_long_texts():
     assert not degenerate("a" * 20000 + "b")
     assert not degenerate(" ".join(str(i) for i in range(5000)))
+
+
+def test_each_verdict_needs_a_length_difference():
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        length_controlled_rate([1, 0, 1], [5, -5])
+
+
+def test_a_bootstrap_draws_1000_times_with_seed_0_unless_something_else_is_asked_for():
+    draws, values = [], [1.0, 2.0, 2.0, 5.0, 9.0]
+    bootstrap_interval(values, lambda drawn: draws.append(drawn) or 0.0)
+    assert len(draws) == 1000
+    other = []
+    bootstrap_interval(values, lambda drawn: other.append(drawn) or 0.0, seed=0)
+    assert draws == other
