@@ -119,7 +119,7 @@ def test_the_defaults_and_the_negative_values_that_mean_something_pass(script):
             check_ranges(script.Config(**{flag[2:].replace("-", "_"): value}))
 
 
-BOUNDS = {  # written by hand from the meaning of each flag; a flag without limits has none of its own
+BOUNDS = {  # written by hand from the meaning of each flag; {}: no limit of its own
     train_policy: {
         "function_weight": {"at_least": 0},
         "updates": {"at_least": 1},
