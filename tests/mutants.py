@@ -7,13 +7,16 @@
     python tests/mutants.py --measure tests/test_kl.py    # after a change of this test file
 
 First all tests run once, with their coverage.  Then each mutant is tried by the tests that run its
-line, the quickest first.  docs/mutants.md explains those that survive.
+line, the quickest first.  A run goes on where the last one stopped: delete runs/mutants after a
+change of the code.  docs/mutants.md explains the mutants that survive.
 """
 
 import argparse
 import ast
 import bisect
 import contextlib
+import gc
+import importlib
 import itertools
 import json
 import multiprocessing
@@ -39,8 +42,9 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = ["rlhf_min/maths", "rlhf_min/models", "train_policy.py", "train_rm.py"]
-BUDGET = 40  # seconds of tests for one mutant: the quickest of those that run its line
+BUDGET = 6  # seconds of tests for one mutant: the quickest of those that run its line
 BUDGET_AGAIN = 300  # the same for --again
+WARM_UP = ["tests", "-k", "tree or log_probs"]  # for what they import
 SURVIVED = "passed", "no test"  # results
 KILLS: Counter = Counter()  # test → mutants that it killed, in this process
 PATIENCE = 5, 60  # a mutant dies also when its tests take 5 times as long as before, and 60 s more
@@ -295,9 +299,12 @@ def tests_of(mutant: Mutant, tests: dict, seconds: dict) -> list[str]:
     if not chosen:  # runs at import only: all tests of its file, or those in a process of their own
         started = {t for t in seconds if "subprocess" in (ROOT / t.split("::")[0]).read_text()}
         chosen = set().union(*lines.values(), started if mutant.path.startswith("train_") else ())
-    return sorted(
-        (t for t in chosen if t in seconds), key=lambda t: seconds[t] / (1 + 9 * KILLS[t])
-    )
+
+    def cost(test: str) -> float:
+        kills = 9 * KILLS[test] + KILLS[test.split("::")[0]]
+        return (seconds[test] + 0.05) / (1 + kills)
+
+    return sorted((t for t in chosen if t in seconds), key=lambda test: (cost(test), test))
 
 
 def try_mutant(mutant: Mutant, tests: dict, seconds: dict, budget: float) -> dict:
@@ -305,7 +312,7 @@ def try_mutant(mutant: Mutant, tests: dict, seconds: dict, budget: float) -> dic
     folder = Path(os.environ["MUTANTS_FOLDER"])
     chosen = tests_of(mutant, tests, seconds)
     times = list(itertools.accumulate(seconds[t] for t in chosen))
-    chosen = chosen[: max(20, bisect.bisect(times, budget))]
+    chosen = chosen[: max(8, bisect.bisect(times, budget))]
     target = folder / mutant.path
     source = target.read_bytes()
     begin, outcome, killer = time.monotonic(), "no test", ""
@@ -319,7 +326,7 @@ def try_mutant(mutant: Mutant, tests: dict, seconds: dict, budget: float) -> dic
                 log = (folder / "pytest.log").read_text(errors="replace")
                 if failed := re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", log, re.MULTILINE):
                     killer = failed[1]
-                    KILLS[killer] += 1
+                    KILLS.update({killer, killer.split("::")[0]})
                 break
     finally:
         target.write_bytes(source)
@@ -327,9 +334,32 @@ def try_mutant(mutant: Mutant, tests: dict, seconds: dict, budget: float) -> dic
     return {**row, "killer": killer, "tests": len(chosen)}
 
 
+class Imports:
+    """A pytest plugin that notes the modules of other packages that the tests have imported."""
+
+    def pytest_sessionfinish(self):
+        files = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
+        others = [n for n, f in files.items() if f and "site-packages" in f and n != "__main__"]
+        Path("imports.json").write_text(json.dumps(others))
+
+    def passed(self) -> dict[str, float]:
+        return {}
+
+    failed = ()
+
+
 def make_worker(place: str) -> None:
-    """Give a worker process a copy of the repository."""
-    os.environ["MUTANTS_FOLDER"] = str(copy_repository(Path(tempfile.mkdtemp(dir=place))))
+    """Give a worker process a copy of the repository, and what its tests import."""
+    folder = copy_repository(Path(tempfile.mkdtemp(dir=place)))
+    os.environ["MUTANTS_FOLDER"] = str(folder)
+    sys.dont_write_bytecode = False  # for the tests as they are, so that each fork need not compile
+    run_tests(folder, ["-x", *WARM_UP], 600, [Imports()])
+    sys.dont_write_bytecode = True  # a mutant's bytecode must not outlive it
+    for name in json.loads((folder / "imports.json").read_text()):
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # pytest collects garbage at its end, which must not walk through all of torch
 
 
 def main() -> None:
@@ -357,12 +387,14 @@ def main() -> None:
     print(*(f"{count:5} {reason}" for reason, count in omitted.most_common()), sep="\n")
     out = Path(given.out)
     out.mkdir(parents=True, exist_ok=True)
-    rows = [json.loads(line) for line in (out / "mutants.jsonl").open()] if given.again else []
-    if given.again:
-        last = {mutant_of(row): row["result"] for row in rows}
-        mutants = [m for m in mutants if last.get(m) in SURVIVED]
-    elif given.sample:
+    if given.sample and not given.again:
         mutants = random.Random(given.seed).sample(mutants, min(given.sample, len(mutants)))
+    (out / "mutants.jsonl").touch()
+    rows = [json.loads(line) for line in (out / "mutants.jsonl").open()]
+    tried = {mutant_of(row): row for row in rows if mutant_of(row) in set(mutants)}
+    todo = [m for m in mutants if m not in tried]
+    if given.again:
+        todo = [m for m in mutants if m in tried and tried[m]["result"] in SURVIVED]
     with tempfile.TemporaryDirectory() as place:
         if not (out / "tests.json").exists():
             print("all tests run once, with their coverage: some minutes")
@@ -377,21 +409,19 @@ def main() -> None:
         tests = {
             f: {int(n): set(names) for n, names in lines.items()} for f, lines in tests.items()
         }
-        results, alive = [], []
         with (
             multiprocessing.get_context("fork").Pool(given.workers, make_worker, [place]) as pool,
             (out / "mutants.jsonl").open("a") as file,
         ):
             budget = BUDGET_AGAIN if given.again else BUDGET
             one = partial(try_mutant, tests=tests, seconds=seconds, budget=budget)
-            for row in (bar := tqdm(pool.imap_unordered(one, mutants), "mutants", len(mutants))):
-                results.append(row)
+            for row in tqdm(pool.imap_unordered(one, todo), "mutants", len(todo)):
+                tried[mutant_of(row)] = row
                 file.write(json.dumps(row) + "\n")
                 file.flush()
-                alive = [r for r in results if r["result"] in SURVIVED]
-                bar.set_postfix(survived=len(alive))
-    print(*map(mutant_of, alive), sep="\n")
-    print(f"{len(results) - len(alive)} of {len(results)} mutants died")
+    alive = [mutant for mutant, row in tried.items() if row["result"] in SURVIVED]
+    print(*alive, sep="\n")
+    print(f"{len(tried) - len(alive)} of {len(tried)} mutants died")
 
 
 if __name__ == "__main__":

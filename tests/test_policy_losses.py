@@ -144,3 +144,9 @@ def test_the_log_ratio_of_ppo_is_limited_to_20():
         ppo_clip(log_probs, torch.zeros(1), -torch.ones(1), 1).backward()
         want = math.exp(log_ratio) if moves else 0.0
         assert log_probs.grad.item() == pytest.approx(want)
+
+
+def test_a_ratio_exactly_at_the_clip_is_not_outside():
+    """A ratio of 0 lies exactly at 1 − ε for ε = 1."""
+    log_probs = torch.tensor([-math.inf, math.log(3.0)])
+    assert clip_fraction(log_probs, torch.zeros(2), clip=1.0).item() == 1 / 2

@@ -85,10 +85,10 @@ def marginal_entropy(logits: Tensor) -> Tensor:
 def soft_labels(ratings: Tensor, count: int, width: float) -> Tensor:
     """q_k ∝ mass of N(rating, width²) in [k−½, k+½] (HL-Gauss, Imani & White 2018).
 
-    ratings [B] in 1..count, width > 0 in ratings → [B, count], rows sum to 1.
+    ratings [...] in 1..count, width > 0 in ratings → [..., count], which sum to 1.
     """
     edges = torch.arange(count + 1, dtype=ratings.dtype, device=ratings.device) + 0.5
-    z = (edges - ratings[:, None]) / (width * math.sqrt(2))
+    z = (edges - ratings[..., None]) / (width * math.sqrt(2))
     mass = torch.special.erf(z).diff(dim=-1).clamp_min(0)
     return mass / mass.sum(-1, keepdim=True)
 
