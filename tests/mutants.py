@@ -83,6 +83,10 @@ LEFT_OUT = {
         r"\bbatch_size=64",
         r"^@lru_cache\((.*)\)",
     ),
+    "the lengths of an arbitrary probe: any few short branches would do": (
+        r"torch\.randint\(vocabulary, \((22),\)",
+        r"^    prompts, branches = (\[ids\[:5\].*)$",
+    ),
     "checks of two lists that the same lines make equally long": (
         r"zip\(group, rollout\.answers, rollout\.finished, (strict=True)\)",
         r"zip\(hidden\.split\(size\), tree\.targets\.split\(size\), (strict=True)\)",

@@ -15,9 +15,11 @@ from test_reward_model import trained_folder
 from tiny_models import MODELS, tiny_folder, tiny_model, tiny_tokenizer
 from torch.testing import assert_close
 from transformers import MambaConfig, MambaForCausalLM
+from transformers.utils import logging
 
 from rlhf_min import InputError
 from rlhf_min.hardware.device import choose_dtype
+from rlhf_min.models import batches
 from rlhf_min.models.batches import choose_layout
 from rlhf_min.models.layout import context_length
 from rlhf_min.models.loading import load_causal_lm, load_tokenizer, save_model
@@ -418,3 +420,20 @@ def test_a_saved_folder_can_be_read_by_those_whom_the_umask_allows(tmp_path):
         os.umask(before)
     modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
     assert set(modes.values()) == {0o640} and "model.safetensors" in modes
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-3), (torch.bfloat16, 0.1)])
+def test_a_tree_may_differ_from_plain_rows_by_rounding_only(monkeypatch, dtype, limit):
+    """The probe's largest difference over its largest number, 0.001 or for bfloat16 a tenth."""
+    for gap, tree in ((0.9 * limit, True), (1.1 * limit, False), (limit, False)):
+        states = torch.tensor([[0.0, -4.0, 3.0], [4 * gap, -4.0, 3.0]], dtype=torch.float64)
+        probe = lambda _, layout, states=states: states[int(layout.tree)]  # noqa: E731
+        monkeypatch.setattr(batches, "_probe_states", probe)
+        layout, said = spoken(tiny_model("llama", "sdpa", dtype))
+        assert layout.tree == tree and len(said) == (not tree)
+
+
+def test_transformers_shows_no_bars_and_no_warnings():
+    """Their place is the terminal, where our own sentences and bars are."""
+    assert not logging.is_progress_bar_enabled()
+    assert logging.get_verbosity() == logging.ERROR

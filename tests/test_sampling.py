@@ -288,3 +288,13 @@ def test_no_room_for_a_prompt_is_an_error_in_words(tmp_path):
     for tokens in (128, 500):
         with pytest.raises(ValueError, match="max-new-tokens"):
             sample_texts(model, tokenizer, ["the bear likes honey"], tokens)
+
+
+def test_sampled_texts_have_temperature_1_and_seed_0_unless_something_else_is_asked_for(tmp_path):
+    folder = str(tiny_folder(tmp_path / "m", "smol"))
+    model, tokenizer = load_causal_lm(folder, torch.float32), load_tokenizer(folder)
+    prompts = [f"the bear likes {word}" for word in ("honey", "fish", "the frog", "a red fox")]
+    default = sample_texts(model, tokenizer, prompts, 8)
+    assert default == sample_texts(model, tokenizer, prompts, 8, 1.0, 0)
+    assert default != sample_texts(model, tokenizer, prompts, 8, 2.0, 0)
+    assert default != sample_texts(model, tokenizer, prompts, 8, 1.0, 1)
