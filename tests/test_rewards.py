@@ -100,3 +100,7 @@ def test_the_scale_of_one_score_gives_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert rewards.reward_scale(torch.tensor([3.0])) == {"mean": 3.0, "std": 1.0}
+
+
+def test_two_scores_have_a_scale():
+    assert rewards.reward_scale(torch.tensor([1.0, 3.0]))["std"] == pytest.approx(math.sqrt(2))

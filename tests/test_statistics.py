@@ -356,3 +356,8 @@ def test_the_smallest_texts_of_the_statistics_of_repetition():
     assert longest_run(list("abcdefghi") * 2) == 1
     assert degenerate("ab" * 10) and not degenerate("ab" * 9 + "a")  # 20 characters, or 19
     assert degenerate("abcdefghij" * 4) and not degenerate("abcdefghij" * 3 + "abcdefghi")
+
+
+def test_reliability_has_ten_bins_unless_something_else_is_asked_for():
+    probabilities = [(k + 0.5) / 110 for k in range(110)]
+    assert [row[2] for row in reliability(probabilities, [1] * 110)] == [11] * 10
