@@ -361,3 +361,9 @@ def test_the_smallest_texts_of_the_statistics_of_repetition():
 def test_reliability_has_ten_bins_unless_something_else_is_asked_for():
     probabilities = [(k + 0.5) / 110 for k in range(110)]
     assert [row[2] for row in reliability(probabilities, [1] * 110)] == [11] * 10
+
+
+def test_degenerate_obeys_its_limits():
+    assert degenerate("aaaa", repeats=4, characters=4) and not degenerate("aaa", 4, 3)
+    assert degenerate("xaaaa", 4, 4) and not degenerate("xaaaa", 4, 5)
+    assert degenerate("abab", 2, 4) and not degenerate("aba", 2, 3)

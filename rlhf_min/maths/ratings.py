@@ -89,7 +89,7 @@ def soft_labels(ratings: Tensor, count: int, width: float) -> Tensor:
     """
     edges = torch.arange(count + 1, dtype=ratings.dtype, device=ratings.device) + 0.5
     z = (edges - ratings[..., None]) / (width * math.sqrt(2))
-    mass = torch.special.erf(z).diff(dim=-1).clamp_min(0)
+    mass = torch.special.erf(z).diff().clamp_min(0)
     return mass / mass.sum(-1, keepdim=True)
 
 
@@ -105,4 +105,4 @@ def squared_earth_mover(logits: Tensor, labels: Tensor) -> Tensor:
 
 def roughness(logits: Tensor) -> Tensor:
     """Σ_k (z_{k+1} − 2 z_k + z_{k−1})², mean over answers: logits [B, R] → scalar."""
-    return logits.diff(n=2, dim=-1).square().sum(-1).mean()
+    return logits.diff(n=2).square().sum(-1).mean()
