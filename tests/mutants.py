@@ -301,9 +301,11 @@ def tests_of(mutant: Mutant, tests: dict, seconds: dict) -> list[str]:
     """The tests that may kill a mutant: the quickest first, and those that killed others."""
     lines = tests.get(mutant.path, {})
     chosen = lines.get(mutant.line)
-    if not chosen:  # runs at import only: all tests of its file, or those in a process of their own
-        started = {t for t in seconds if "subprocess" in (ROOT / t.split("::")[0]).read_text()}
-        chosen = set().union(*lines.values(), started if mutant.path.startswith("train_") else ())
+    if not chosen:  # runs at import only: all tests of its file, of the structure, of the scripts
+        words = ["import_module", *(["subprocess"] if mutant.path.startswith("train_") else [])]
+        files = {t.split("::")[0] for t in seconds}
+        files = {file for file in files if any(w in (ROOT / file).read_text() for w in words)}
+        chosen = {t for t in seconds if t.split("::")[0] in files}.union(*lines.values())
 
     def cost(test: str) -> float:
         kills = 9 * KILLS[test] + KILLS[test.split("::")[0]]

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -437,3 +438,25 @@ def test_transformers_shows_no_bars_and_no_warnings():
     """Their place is the terminal, where our own sentences and bars are."""
     assert not logging.is_progress_bar_enabled()
     assert logging.get_verbosity() == logging.ERROR
+
+
+def test_a_prompt_that_just_fits_is_not_counted_as_cut():
+    tokenizer, prompts = tiny_tokenizer("smol"), ["the bear", "the bear likes honey"]
+    longest = max(len(encode_prompt(tokenizer, prompt)) for prompt in prompts)
+    assert encode_prompts(tokenizer, prompts, longest)[1] == 0
+    assert encode_prompts(tokenizer, prompts, longest - 1)[1] == 1
+
+
+@pytest.mark.parametrize("wrong", [-1, 23, 7.0, "end"])
+def test_an_end_id_that_the_model_does_not_have_is_named_with_those_it_has(tmp_path, wrong):
+    folder = str(tiny_folder(tmp_path / "m", "smol"))
+    model, tokenizer = load_causal_lm(folder, torch.float32), load_tokenizer(folder)
+    rows = model.get_input_embeddings().num_embeddings
+    if wrong == 23:
+        model.generation_config.eos_token_id = [0, rows - 1]
+        assert end_token_ids(model, tokenizer)[-1] == rows - 1
+        wrong = rows
+    model.generation_config.eos_token_id = [0, wrong]
+    message = f"eos_token_id {wrong!r} is no token id from 0 to {rows - 1}: correct it"
+    with pytest.raises(InputError, match=re.escape(message)):
+        end_token_ids(model, tokenizer)
