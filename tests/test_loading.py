@@ -440,11 +440,14 @@ def test_transformers_shows_no_bars_and_no_warnings():
     assert logging.get_verbosity() == logging.ERROR
 
 
-def test_a_prompt_that_just_fits_is_not_counted_as_cut():
+def test_a_prompt_that_just_fits_is_not_counted_as_cut(capsys):
     tokenizer, prompts = tiny_tokenizer("smol"), ["the bear", "the bear likes honey"]
     longest = max(len(encode_prompt(tokenizer, prompt)) for prompt in prompts)
     assert encode_prompts(tokenizer, prompts, longest)[1] == 0
+    assert capsys.readouterr().out == ""
     assert encode_prompts(tokenizer, prompts, longest - 1)[1] == 1
+    said = f"1 of 2 prompts were cut on the left to fit {longest - 1} tokens\n"
+    assert capsys.readouterr().out == said
 
 
 @pytest.mark.parametrize("wrong", [-1, 23, 7.0, "end"])
