@@ -463,3 +463,10 @@ def test_an_end_id_that_the_model_does_not_have_is_named_with_those_it_has(tmp_p
     message = f"eos_token_id {wrong!r} is no token id from 0 to {rows - 1}: correct it"
     with pytest.raises(InputError, match=re.escape(message)):
         end_token_ids(model, tokenizer)
+
+
+def test_who_has_a_model_without_a_reward_head_is_told_how_to_train_one(tmp_path):
+    folder = str(tiny_folder(tmp_path / "m"))
+    advice = f"train one with `python train_rm.py --model {folder} --out runs/rm`"
+    with pytest.raises(InputError, match=re.escape(advice)):
+        load_reward_model(folder, torch.float32)
