@@ -300,7 +300,12 @@ def measure_again(old: tuple[dict, dict], new: tuple[dict, dict], files: list[st
 def tests_of(mutant: Mutant, tests: dict, seconds: dict) -> list[str]:
     """The tests that may kill a mutant: the quickest first, and those that killed others."""
     lines = tests.get(mutant.path, {})
-    chosen = lines.get(mutant.line)
+    functions = [
+        node for node in ast.walk(ast.parse((ROOT / mutant.path).read_text()))
+        if isinstance(node, ast.FunctionDef)
+        and node.body[0].lineno <= mutant.line <= node.end_lineno
+    ]  # fmt: skip
+    chosen = lines.get(mutant.line) if functions else None
     if not chosen:  # runs at import only: all tests of its file, of the structure, of the scripts
         words = ["import_module", *(["subprocess"] if mutant.path.startswith("train_") else [])]
         files = {t.split("::")[0] for t in seconds}
