@@ -317,7 +317,8 @@ def test_a_bootstrap_draws_1000_times_with_seed_0_unless_something_else_is_asked
 
 
 @pytest.mark.parametrize(
-    ("resamples", "low", "high"), [(1000, 25, 974), (60, 1, 58), (41, 1, 39), (1, 0, 0)]
+    ("resamples", "low", "high"),
+    [(1000, 25, 974), (60, 1, 58), (41, 1, 39), (22, 1, 20), (1, 0, 0)],
 )
 def test_the_ends_of_a_bootstrap_are_2_5_percent_from_both_ends(resamples, low, high):
     """The statistic counts its calls, so that the sorted results are their own positions."""
