@@ -309,8 +309,8 @@ def tests_of(mutant: Mutant, tests: dict, seconds: dict) -> list[str]:
         and node.body[0].lineno <= mutant.line <= node.end_lineno
     ]  # fmt: skip
     chosen = lines.get(mutant.line) if functions else None
-    if not chosen:  # runs at import only: all tests of its file, of the structure, of the scripts
-        words = ["import_module", *(["subprocess"] if mutant.path.startswith("train_") else [])]
+    if not chosen:  # runs at import only: all tests of its file, and of test files that name it
+        words = ["import_module", Path(mutant.path).stem]
         files = {t.split("::")[0] for t in seconds}
         files = {file for file in files if any(w in (ROOT / file).read_text() for w in words)}
         chosen = {t for t in seconds if t.split("::")[0] in files}.union(*lines.values())
