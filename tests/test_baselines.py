@@ -184,3 +184,21 @@ def test_no_baseline_is_zero_for_ever():
 def test_advantages_keep_the_dtype_of_the_rewards():
     for dtype in (torch.float32, torch.float64):
         assert MovingAverage(start=1.0).advantages(EARLIER.to(dtype)).dtype == dtype
+
+
+def test_averages_start_at_0_and_decay_by_a_tenth_unless_something_else_is_asked_for():
+    assert MovingAverage().value == ExponentialAverage().value == 0.0
+    assert ExponentialAverage().updated(torch.tensor([5.0])).value == pytest.approx(0.5)
+
+
+def test_leave_one_out_takes_one_prompt_or_many():
+    """The last axis holds the answers to one prompt, whatever axes are before it."""
+    rewards = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0)).double()
+    whole = baselines.leave_one_out(rewards)
+    assert_close(whole[1, 0], baselines.leave_one_out(rewards[1, 0]))
+    assert_close(whole[2], baselines.leave_one_out(rewards[2]))
+
+
+def test_the_exponential_average_of_bfloat16_rewards_is_computed_in_double_precision():
+    rewards = torch.tensor([1.0, 2.0, 2.0], dtype=torch.bfloat16)
+    assert ExponentialAverage(decay=0.0).updated(rewards).value == 5 / 3

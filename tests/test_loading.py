@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,9 +16,11 @@ from test_reward_model import trained_folder
 from tiny_models import MODELS, tiny_folder, tiny_model, tiny_tokenizer
 from torch.testing import assert_close
 from transformers import MambaConfig, MambaForCausalLM
+from transformers.utils import logging
 
 from rlhf_min import InputError
 from rlhf_min.hardware.device import choose_dtype
+from rlhf_min.models import batches
 from rlhf_min.models.batches import choose_layout
 from rlhf_min.models.layout import context_length
 from rlhf_min.models.loading import load_causal_lm, load_tokenizer, save_model
@@ -418,3 +421,52 @@ def test_a_saved_folder_can_be_read_by_those_whom_the_umask_allows(tmp_path):
         os.umask(before)
     modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
     assert set(modes.values()) == {0o640} and "model.safetensors" in modes
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-3), (torch.bfloat16, 0.1)])
+def test_a_tree_may_differ_from_plain_rows_by_rounding_only(monkeypatch, dtype, limit):
+    """The probe's largest difference over its largest number, 0.001 or for bfloat16 a tenth."""
+    for gap, tree in ((0.9 * limit, True), (1.1 * limit, False), (limit, False)):
+        states = torch.tensor([[0.0, -4.0, 3.0], [4 * gap, -4.0, 3.0]], dtype=torch.float64)
+        probe = lambda _, layout, states=states: states[int(layout.tree)]  # noqa: E731
+        monkeypatch.setattr(batches, "_probe_states", probe)
+        layout, said = spoken(tiny_model("llama", "sdpa", dtype))
+        assert layout.tree == tree and len(said) == (not tree)
+
+
+def test_transformers_shows_no_bars_and_no_warnings():
+    """Their place is the terminal, where our own sentences and bars are."""
+    assert not logging.is_progress_bar_enabled()
+    assert logging.get_verbosity() == logging.ERROR
+
+
+def test_a_prompt_that_just_fits_is_not_counted_as_cut(capsys):
+    tokenizer, prompts = tiny_tokenizer("smol"), ["the bear", "the bear likes honey"]
+    longest = max(len(encode_prompt(tokenizer, prompt)) for prompt in prompts)
+    assert encode_prompts(tokenizer, prompts, longest)[1] == 0
+    assert capsys.readouterr().out == ""
+    assert encode_prompts(tokenizer, prompts, longest - 1)[1] == 1
+    said = f"1 of 2 prompts were cut on the left to fit {longest - 1} tokens\n"
+    assert capsys.readouterr().out == said
+
+
+@pytest.mark.parametrize("wrong", [-1, 23, 7.0, "end"])
+def test_an_end_id_that_the_model_does_not_have_is_named_with_those_it_has(tmp_path, wrong):
+    folder = str(tiny_folder(tmp_path / "m", "smol"))
+    model, tokenizer = load_causal_lm(folder, torch.float32), load_tokenizer(folder)
+    rows = model.get_input_embeddings().num_embeddings
+    if wrong == 23:
+        model.generation_config.eos_token_id = [0, rows - 1]
+        assert end_token_ids(model, tokenizer)[-1] == rows - 1
+        wrong = rows
+    model.generation_config.eos_token_id = [0, wrong]
+    message = f"eos_token_id {wrong!r} is no token id from 0 to {rows - 1}: correct it"
+    with pytest.raises(InputError, match=re.escape(message)):
+        end_token_ids(model, tokenizer)
+
+
+def test_who_has_a_model_without_a_reward_head_is_told_how_to_train_one(tmp_path):
+    folder = str(tiny_folder(tmp_path / "m"))
+    advice = f"train one with `python train_rm.py --model {folder} --out runs/rm`"
+    with pytest.raises(InputError, match=re.escape(advice)):
+        load_reward_model(folder, torch.float32)

@@ -17,7 +17,8 @@ from rlhf_min import command_line
 from rlhf_min.hardware.finite import NonFiniteError, check_finite, naming, text_start
 from rlhf_min.maths import policy_losses, preference_losses
 from rlhf_min.models import loading
-from rlhf_min.models.sampling import sample
+from rlhf_min.models.log_probs import rollout_log_probs
+from rlhf_min.models.sampling import Rollout, sample
 from rlhf_min.models.scoring import RewardScorer
 from rlhf_min.reporting import report
 from rlhf_min.reporting.checkpoints import load_checkpoint
@@ -224,3 +225,14 @@ def test_a_held_out_pair_that_a_reward_model_cannot_score_is_named(
     monkeypatch.setattr(train_rm, "new_reward_model", load)
     line = sentence(capsys, train_rm, rm_config(tiny_rm_run, tmp_path / "rm"))
     assert "held-out pairs: the reward model's output is nan (prompt 'what does frog" in line
+
+
+def test_log_probs_of_a_rollout_that_are_not_finite_name_the_prompt():
+    """Of the reference model, for instance, which the training forward does not see."""
+    model = tiny_model("llama", dtype=torch.float32)
+    model.get_input_embeddings().weight.data[7] = math.nan
+    prompts, answers = [[3, 4, 5], [7, 5]], [[[2]], [[2]]]
+    rollout = Rollout(prompts, answers, torch.ones(2, 1, dtype=torch.bool), torch.zeros(2, 1))
+    with pytest.raises(NonFiniteError, match="an answer's log-prob is nan") as error:
+        rollout_log_probs(model, rollout, 1.0, 1)
+    assert error.value.row == 1

@@ -135,3 +135,18 @@ def test_epsilon_is_0_2_by_default_as_in_the_paper():
     assert default == ppo_clip(log_probs, old, advantages, 3, clip=0.2)
     assert default != ppo_clip(log_probs, old, advantages, 3, clip=0.4)
     assert clip_fraction(log_probs, old).item() == pytest.approx(2 / 3)
+
+
+def test_the_log_ratio_of_ppo_is_limited_to_20():
+    """Above it the gradient is 0; below it an answer that became likelier and worse is pushed."""
+    for log_ratio, moves in ((19.9, True), (20.1, False)):
+        log_probs = torch.tensor([log_ratio], dtype=torch.float64, requires_grad=True)
+        ppo_clip(log_probs, torch.zeros(1), -torch.ones(1), 1).backward()
+        want = math.exp(log_ratio) if moves else 0.0
+        assert log_probs.grad.item() == pytest.approx(want)
+
+
+def test_a_ratio_exactly_at_the_clip_is_not_outside():
+    """A ratio of 0 lies exactly at 1 − ε for ε = 1."""
+    log_probs = torch.tensor([-math.inf, math.log(3.0)])
+    assert clip_fraction(log_probs, torch.zeros(2), clip=1.0).item() == 1 / 2

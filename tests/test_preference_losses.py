@@ -113,3 +113,16 @@ def test_trap_5_one_step_down_the_loss_rates_the_chosen_answer_higher(tie):
     gap = ratings.mean_rating(chosen) - ratings.mean_rating(rejected)
     moved = ratings.mean_rating(chosen - up) - ratings.mean_rating(rejected - down)
     assert moved > gap + 1e-3
+
+
+def test_no_margin_and_half_ties_unless_something_else_is_asked_for():
+    default = losses.bradley_terry(CHOSEN, REJECTED)
+    assert default == losses.bradley_terry(CHOSEN, REJECTED, 0.0)
+    first, second = random(4, 10), random(4, 10, seed=1)
+    default = losses.ratings_win_loss(first, second)
+    assert default == losses.ratings_win_loss(first, second, 0.5)
+
+
+def test_a_small_gap_of_ratings_gives_a_small_margin():
+    chosen, rejected = torch.tensor([5.25, 5.0]), torch.tensor([5.0, 5.25])
+    assert losses.rating_margin(chosen, rejected, 2.0).tolist() == [0.5, 0.0]

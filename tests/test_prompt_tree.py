@@ -11,9 +11,11 @@ from tiny_models import MODELS, tiny_model, tolerance
 from torch.testing import assert_close
 
 from rlhf_min.models import batches
+from rlhf_min.models.answers import encode_texts
 from rlhf_min.models.batches import length_batches, padding_share, tree_batches
+from rlhf_min.models.encoder import encoder_outputs
 from rlhf_min.models.layout import Layout, tree_mask
-from rlhf_min.models.prompt_tree import build_tree, hidden_states
+from rlhf_min.models.prompt_tree import build_tree, hidden_states, tree_rows
 
 CPU = torch.device("cpu")
 # Prompts and answers of many lengths; id 0 is also the padding, and 2 ends most answers.
@@ -240,3 +242,19 @@ def test_length_batches_are_no_more_than_needed():
 def test_an_empty_prompt_or_answer_is_an_error_not_a_shift_of_its_neighbours(prompts, branches):
     with pytest.raises(ValueError, match="at least one token"):
         build_tree(prompts, branches, layout())
+
+
+def test_lists_that_do_not_belong_together_are_refused():
+    """Answers without a prompt, or a prompt without answers: all later rows would be shifted."""
+    model = tiny_model("llama")
+    for function in (
+        lambda prompts, own: list(tree_batches(model, prompts, own, 4)),
+        lambda prompts, own: padding_share(model, prompts, own, 4),
+        lambda prompts, own: tree_rows(prompts, own, layout()),
+        lambda prompts, own: encode_texts(None, prompts, own, [[]], 9),
+        lambda prompts, own: encoder_outputs(None, None, prompts, own),
+    ):
+        with pytest.raises(ValueError, match="argument 2 is longer"):
+            function([], [[[1]]])
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        encode_texts(None, ["why?"], [[]], [[True]], 9)  # an end without an answer

@@ -117,3 +117,82 @@ def test_the_defaults_and_the_negative_values_that_mean_something_pass(script):
         if flag in NEGATIVE:
             value = [-1.0, 1.0] if flag == "--rating-range" else kind(-1)
             check_ranges(script.Config(**{flag[2:].replace("-", "_"): value}))
+
+
+BOUNDS = {  # written by hand from the meaning of each flag; {}: no limit of its own
+    train_policy: {
+        "function_weight": {"at_least": 0},
+        "updates": {"at_least": 1},
+        "clip": {"above": 0, "at_most": 1},
+        "ema_decay": {"at_least": 0, "below": 1},
+        "kl": {"at_least": 0},
+        "missing_end_penalty": {"at_least": 0},
+        "entropic_b": {"at_least": 0.01},
+        "samples": {"at_least": 1, "at_most": 1_000_000},
+        "batch_size": {"at_least": 1, "at_most": 1_000_000},
+        "max_new_tokens": {"at_least": 1, "at_most": 1_000_000},
+        "temperature": {"at_least": 0.01},
+        "steps": {"at_least": 1},
+        "lr": {"above": 0, "at_most": 1},
+        "warm_up": {"at_least": 0},
+        "max_grad_norm": {"above": 0},
+        "micro_batch": {"at_least": 1},
+        "seed": {"at_least": 0},
+        "eval_prompts": {"at_least": 1},
+        "eval_every": {"at_least": 0},
+        "ruler_prompts": {"at_least": 2},
+        "save_every": {"at_least": 1},
+    },
+    train_rm: {
+        "eval_fraction": {"above": 0, "below": 1},
+        "eval_limit": {"at_least": 1},
+        "limit": {"at_least": 0},
+        "rating_range": {},
+        "max_length": {"at_least": 2},
+        "margin": {"at_least": 0},
+        "centring": {"at_least": 0},
+        "soft_labels": {"at_least": 0},
+        "label_width": {"at_least": 0.01},
+        "earth_mover": {"at_least": 0},
+        "answer_entropy": {},
+        "marginal_entropy": {"at_least": 0},
+        "roughness": {"at_least": 0},
+        "epochs": {"above": 0},
+        "max_steps": {"at_least": -1},
+        "batch_size": {"at_least": 1},
+        "micro_batch": {"at_least": 1},
+        "lr": {"above": 0, "at_most": 1},
+        "warm_up": {"at_least": 0},
+        "weight_decay": {"at_least": 0, "at_most": 1},
+        "max_grad_norm": {"above": 0},
+        "seed": {"at_least": 0},
+        "eval_every": {"at_least": 1},
+        "save_every": {"at_least": 1},
+    },
+}
+
+
+@pytest.mark.parametrize("script", BOUNDS)
+def test_each_bound_is_where_the_table_says(script):
+    """At the bound and just beside it, both ways; each number without a bound ends at a billion."""
+    kinds = {flag[2:].replace("-", "_"): kind for flag, kind in numeric_flags(script)}
+    assert kinds.keys() == BOUNDS[script].keys()
+    for name, bounds in BOUNDS[script].items():
+        lowest = {} if bounds.keys() & {"at_least", "above"} else {"at_least": -(10**9)}
+        highest = {} if bounds.keys() & {"at_most", "below"} else {"at_most": 10**9}
+        limits = bounds | lowest | highest
+        for bound, limit in limits.items():
+            step = -1 if bound in ("at_least", "above") else 1
+            beside = limit + step, limit - step  # outside, inside
+            if kinds[name] is float:
+                beside = math.nextafter(limit, step * math.inf), math.nextafter(limit, beside[1])
+            wrong, right = [beside[0]], [beside[1]]
+            (right if bound.startswith("at") else wrong).append(limit)
+            for value in right + wrong:
+                config = script.Config(**{name: [value] if name == "rating_range" else value})
+                if value in right:
+                    check_ranges(config)
+                    continue
+                message = f"^{flag_of(name)} must be {bound.replace('_', ' ')} {limit}, got "
+                with pytest.raises(InputError, match=message):
+                    check_ranges(config)

@@ -385,3 +385,53 @@ def test_a_tie_counts_one_half_unless_something_else_is_asked_for():
     """Then equal distributions win as often as they lose."""
     logits = torch.randn(4, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert_close(ratings.win_log_probability(logits, logits).exp(), torch.full((4,), 0.5).double())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_ratings_are_numbers_of_the_dtype_of_the_logits(dtype):
+    values = ratings.rating_values(torch.zeros(2, 4, dtype=dtype))
+    assert_close(values, torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=dtype))
+
+
+def test_the_defaults_are_half_a_win_for_a_tie_and_b_2():
+    logits = random_logits(3, R)
+    assert ratings.chance_loss(R) == pytest.approx(math.log(2))
+    assert_close(ratings.entropic_rating(logits), ratings.entropic_rating(logits, 2.0))
+    assert (ratings.entropic_rating(logits) - ratings.entropic_rating(logits, 4.0)).min() < -1e-3
+
+
+def test_the_smallest_variance_of_a_weight_is_a_hundredth():
+    """σ is at least 0.1, so no answer weighs more than 10, 100 or 1/1.1."""
+    for kind, want in (
+        ("inverse-sigma", 10.0), ("inverse-variance", 100.0), ("inverse-one-plus-sigma", 1 / 1.1),
+    ):  # fmt: skip
+        assert ratings.confidence_weight(point_mass(5), kind).item() == pytest.approx(want)
+
+
+def test_an_axis_of_length_1_changes_no_loss():
+    """The sums go over the last axis, the ratings, wherever it is."""
+    logits, labels = random_logits(4, R), random_logits(4, R, seed=1).softmax(-1)
+    for function in (
+        ratings.answer_entropy,
+        ratings.marginal_entropy,
+        ratings.roughness,
+        lambda z: ratings.soft_label_cross_entropy(z, labels.view(z.shape)),
+        lambda z: ratings.squared_earth_mover(z, labels.view(z.shape)),
+    ):
+        assert_close(function(logits[:, None]), function(logits))
+
+
+def test_a_rating_far_from_the_scale_has_a_label_too():
+    """Its mass on the scale is a tail of the normal distribution; the label still sums to 1."""
+    labels = ratings.soft_labels(torch.tensor([1.0, 10.0]), R, 0.01)
+    assert labels.min() >= 0
+    assert_close(labels, torch.eye(R)[[0, 9]])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_soft_labels_have_the_shape_and_dtype_of_the_ratings(dtype):
+    data = torch.tensor([[1.0, 5.5], [3.25, 10.0]], dtype=dtype)
+    labels = ratings.soft_labels(data, R, 1.0)
+    assert labels.shape == (2, 2, R) and labels.dtype == dtype
+    assert_close(labels[1], ratings.soft_labels(data[1], R, 1.0))
+    assert_close(labels[0, 1], ratings.soft_labels(data[0, 1], R, 1.0))

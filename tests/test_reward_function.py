@@ -162,3 +162,10 @@ def test_the_recipe_prefers_ten_to_fifteen_words_and_an_end(tmp_path):
     answers = [text(12, "."), text(12, ""), text(9, "."), text(30, "."), ""]
     good, endless, short, long, empty = reward(["q"] * 5, answers)
     assert good == 1 and endless == 0 and long < short < good and empty == -2
+
+
+def test_a_rollout_without_its_prompts_is_refused(place):
+    """The function would get fewer answers than there are."""
+    scorer = FunctionScorer(f"{place / 'own.py'}:length", None, None, 0.0)
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        scorer._call(["why?"], [["one"], ["two"]])

@@ -303,3 +303,13 @@ def test_trap_4_the_embedding_of_an_end_token_that_is_the_pad_token_is_trained(t
         (oracle,) = torch.autograd.grad(states.square().sum(), embeddings.weight)
         assert_close(ours, oracle)
         assert oracle[end].norm() > 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wanted"),
+    [(torch.bfloat16, torch.float32), (torch.float32,) * 2, (torch.float64,) * 2],
+)
+def test_scores_have_at_least_32_bits(tmp_path, dtype, wanted):
+    model = new_reward_model(str(tiny_folder(tmp_path / "m")), "ratings", dtype)
+    tree = build_tree([[5, 6, 7]], [[[9, 10, 1]]], choose_layout(model))
+    assert branch_outputs(model, tree).dtype == wanted

@@ -1,6 +1,7 @@
 """From score to reward: standardised rewards, the missing-end penalty, the KL inside the reward."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -86,3 +87,20 @@ def test_trap_10_with_kl_carries_no_graph():
     live = [torch.ones(3, requires_grad=True) for _ in range(3)]
     reward = rewards.with_kl(live[0] * 2, live[1] * 2, live[2] * 2, 0.1)
     assert not reward.requires_grad and reward.grad_fn is None
+
+
+def test_a_standard_deviation_is_kept_from_just_above_a_millionth():
+    """Two correct sides of the limit; -s, s, -s, s, 0 has the standard deviation s."""
+    for std, want in ((0.9e-6, 1.0), (1e-6, 1.0), (1.1e-6, 1.1e-6)):
+        scores = std * torch.tensor([-1.0, 1.0, -1.0, 1.0, 0.0], dtype=torch.float64)
+        assert rewards.reward_scale(scores)["std"] == pytest.approx(want, rel=1e-9)
+
+
+def test_the_scale_of_one_score_gives_no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert rewards.reward_scale(torch.tensor([3.0])) == {"mean": 3.0, "std": 1.0}
+
+
+def test_two_scores_have_a_scale():
+    assert rewards.reward_scale(torch.tensor([1.0, 3.0]))["std"] == pytest.approx(math.sqrt(2))

@@ -287,3 +287,26 @@ def test_no_room_for_a_prompt_is_an_error_in_words(tmp_path):
     for tokens in (128, 500):
         with pytest.raises(ValueError, match="max-new-tokens"):
             sample_texts(model, tokenizer, ["the bear likes honey"], tokens)
+
+
+def test_sampled_texts_have_temperature_1_and_seed_0_unless_something_else_is_asked_for(tmp_path):
+    folder = str(tiny_folder(tmp_path / "m", "smol"))
+    model, tokenizer = load_causal_lm(folder, torch.float32), load_tokenizer(folder)
+    prompts = [f"the bear likes {word}" for word in ("honey", "fish", "the frog", "a red fox")]
+    default = sample_texts(model, tokenizer, prompts, 8)
+    assert default == sample_texts(model, tokenizer, prompts, 8, 1.0, 0)
+    assert default != sample_texts(model, tokenizer, prompts, 8, 2.0, 0)
+    assert default != sample_texts(model, tokenizer, prompts, 8, 1.0, 1)
+
+
+@torch.no_grad()
+def test_trap_7_temperature_2_is_no_exception():
+    """A temperature of 1 needs no division; every other does."""
+    model = tiny_model("llama", "sdpa", torch.float32)
+    rollout = sample(model, PROMPTS, 1, 4, END, 2.0, seeded())
+    tree = build_tree(PROMPTS, rollout.answers, choose_layout(model))
+    ours = answer_log_probs(model, tree, 2.0)
+    for p in range(3):
+        expected = loop_log_prob(model, PROMPTS[p], rollout.answers[p][0], 2.0)
+        assert_close(rollout.log_probs[p, 0].double(), expected, atol=1e-4, rtol=1e-4)
+        assert_close(ours[p].double(), expected, atol=1e-4, rtol=1e-4)

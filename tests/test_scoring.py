@@ -1,5 +1,7 @@
 """How a reward model scores a rollout, the reward scale, and the alignment guard."""
 
+import math
+
 import pytest
 import torch
 from test_reward_model import trained_folder
@@ -187,3 +189,10 @@ def test_the_guard_lets_rounding_pass_and_stops_anything_else(dtype):
     for gap in (1.1 * tolerance, 2.0, float("inf"), float("nan")):
         with pytest.raises(InputError, match="would be wrong"):
             check_alignment(gap, dtype)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 0.05)])
+def test_a_gap_of_exactly_the_tolerance_passes(dtype, tolerance):
+    check_alignment(tolerance, dtype)
+    with pytest.raises(InputError, match="would be wrong"):
+        check_alignment(math.nextafter(tolerance, 1), dtype)

@@ -300,3 +300,71 @@ def test_other_text_is_not_degenerate(text):
 def test_degenerate_is_quick_on_long_texts():
     assert not degenerate("a" * 20000 + "b")
     assert not degenerate(" ".join(str(i) for i in range(5000)))
+
+
+def test_each_verdict_needs_a_length_difference():
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        length_controlled_rate([1, 0, 1], [5, -5])
+
+
+def test_a_bootstrap_draws_1000_times_with_seed_0_unless_something_else_is_asked_for():
+    draws, values = [], [1.0, 2.0, 2.0, 5.0, 9.0]
+    bootstrap_interval(values, lambda drawn: draws.append(drawn) or 0.0)
+    assert len(draws) == 1000
+    other = []
+    bootstrap_interval(values, lambda drawn: other.append(drawn) or 0.0, seed=0)
+    assert draws == other
+
+
+@pytest.mark.parametrize(
+    ("resamples", "low", "high"),
+    [(1000, 25, 974), (60, 1, 58), (41, 1, 39), (22, 1, 20), (1, 0, 0)],
+)
+def test_the_ends_of_a_bootstrap_are_2_5_percent_from_both_ends(resamples, low, high):
+    """The statistic counts its calls, so that the sorted results are their own positions."""
+    count = iter(range(resamples))
+    assert bootstrap_interval([0.0], lambda _: next(count), resamples=resamples) == (low, high)
+
+
+def test_wilson_ends_never_leave_0_and_1_by_rounding():
+    for n in range(1, 200):
+        assert wilson_interval(n, n)[1] == 1.0
+        assert wilson_interval(0, n)[0] == 0.0
+
+
+def test_a_win_rate_refuses_one_wrong_verdict_among_right_ones():
+    with pytest.raises(ValueError, match=r"each of them 0, 0\.5 or 1"):
+        win_rate([1, 0, 2])
+
+
+def test_length_controlled_rate_demands_verdicts_as_a_win_rate_does():
+    with pytest.raises(ValueError, match="a win rate needs"):
+        length_controlled_rate([0.7, 1], [3, -3])
+
+
+def test_length_controlled_rate_is_finite_for_one_verdict_and_for_many():
+    """One win against a ridge of 0.01: p solves 1 − p = 0.01·logit(p)."""
+    for n in (1, 100):
+        p = length_controlled_rate([1] * n, [0] * n)
+        assert n * (1 - p) == pytest.approx(0.01 * math.log(p / (1 - p)), rel=1e-9)
+
+
+def test_the_smallest_texts_of_the_statistics_of_repetition():
+    assert distinct_n([["a", "b", "a", "b", "a"]]) == 0.5  # pairs unless something else is asked
+    assert distinct_n([["a", "b"]]) == 1.0
+    assert share_equal(["a", "a"]) == 1.0 and share_equal(["a", "b"]) == 0.0
+    assert longest_run(list("abcdefgh") * 2) == 2  # units of 8 are found, of 9 are not
+    assert longest_run(list("abcdefghi") * 2) == 1
+    assert degenerate("ab" * 10) and not degenerate("ab" * 9 + "a")  # 20 characters, or 19
+    assert degenerate("abcdefghij" * 4) and not degenerate("abcdefghij" * 3 + "abcdefghi")
+
+
+def test_reliability_has_ten_bins_unless_something_else_is_asked_for():
+    probabilities = [(k + 0.5) / 110 for k in range(110)]
+    assert [row[2] for row in reliability(probabilities, [1] * 110)] == [11] * 10
+
+
+def test_degenerate_obeys_its_limits():
+    assert degenerate("aaaa", repeats=4, characters=4) and not degenerate("aaa", 4, 3)
+    assert degenerate("xaaaa", 4, 4) and not degenerate("xaaaa", 4, 5)
+    assert degenerate("abab", 2, 4) and not degenerate("aba", 2, 3)

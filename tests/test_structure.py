@@ -1,6 +1,8 @@
 """The shape of the code: imports point down, loops fit on a screen, an installed copy is whole."""
 
 import ast
+import dataclasses
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -152,3 +154,11 @@ def test_an_installed_copy_has_every_module_and_template(tmp_path):
     assert done.returncode == 0, done.stderr
     tracked = {m for m in MODULES if str(MODULES[m].relative_to(ROOT)) in files}
     assert set(done.stdout.split()) == tracked - {"rlhf_min"}
+
+
+def test_records_cannot_be_changed():
+    """A rollout, a tree or a setting that one function changes would change it for all others."""
+    for module in (*MODULES, "train_policy", "train_rm"):
+        for kind in vars(importlib.import_module(module)).values():
+            if dataclasses.is_dataclass(kind) and kind.__module__ == module:
+                assert kind.__dataclass_params__.frozen, kind

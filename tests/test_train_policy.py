@@ -660,3 +660,45 @@ def test_weights_stay_tied(tmp_path, tiny_run):
     run({**tiny_run, "model": str(base), "scalar": rm}, tmp_path / "out", steps=1)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert_close(model.lm_head.weight, model.model.embed_tokens.weight, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"batch_size": 6, "samples": 4}, "--batch-size 6 is not divisible by --samples 4: take 4"),
+        ({"batch_size": 11, "samples": 4}, "is not divisible by --samples 4: take 8"),
+        ({"batch_size": 3, "samples": 4}, "is not divisible by --samples 4: take 4"),
+        ({"batch_size": 8, "samples": 4}, ""),
+        ({"baseline": "leave-one-out", "samples": 1}, "leave-one-out needs --samples 2 or more"),
+        ({"baseline": "leave-one-out", "samples": 2}, ""),
+        ({"baseline": "none", "samples": 1}, ""),
+        ({"objective": "reinforce", "updates": 2}, "--updates above 1 needs --objective ppo-clip"),
+        ({"objective": "reinforce", "updates": 1}, ""),
+        ({"objective": "ppo-clip", "updates": 2}, ""),
+        ({"objective": "ppo-clip", "updates": 1}, ""),
+        ({"lr": 2.0}, "--lr must be at most 1"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_work_together_are_named(tmp_path, settings, error):
+    config = train_policy.Config(**{"out": str(tmp_path / "p"), **settings})
+    if not error:
+        return train_policy.check(config)
+    with pytest.raises(InputError, match=error):
+        train_policy.check(config)
+
+
+def test_the_policy_s_folder_is_checked_before_anything_is_written(tiny_run, tmp_path):
+    with pytest.raises(InputError, match="--model and --out are both"):
+        train_policy.check(train_policy.Config(model=str(tmp_path), out=str(tmp_path)))
+
+
+def test_the_loss_is_the_objective_s(tiny_run):
+    log_probs = torch.tensor([[-1.0, -3.0]], dtype=torch.float64, requires_grad=True)
+    old = torch.tensor([[-1.4, -2.9]], dtype=torch.float64)
+    advantages = torch.tensor([[2.0, -1.0]], dtype=torch.float64)
+    loss = train_policy.choose_loss(train_policy.Config(objective="reinforce"))
+    assert loss(log_probs, old, advantages, 4).item() == pytest.approx(-(2 * -1 + 3.0) / 4)
+    loss = train_policy.choose_loss(train_policy.Config(objective="ppo-clip", clip=0.3))
+    want = -(2 * min(math.exp(0.4), 1.3) - max(math.exp(-0.1), 0.7)) / 4
+    assert loss(log_probs, old, advantages, 4).item() == pytest.approx(want)

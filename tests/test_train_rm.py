@@ -404,3 +404,57 @@ def test_settings_that_use_ratings_need_them_in_the_data(tiny_run, tmp_path, nam
         wrong = "ratings" if name == "margin" else "scalar"
         run(tiny_run, tmp_path / "rm", head=wrong, **{name: 0.5})
     assert not (tmp_path / "rm").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"max_steps": 0}, "--max-steps must be above 0"),
+        ({"max_steps": 1}, ""),
+        ({"max_steps": -1}, ""),
+        ({"rating_range": [1.0]}, "--rating-range needs two numbers"),
+        ({"rating_range": [1.0, 5.0, 10.0]}, "--rating-range needs two numbers"),
+        ({"rating_range": [0.0, 4.0]}, ""),
+        ({"head": "ratings", "margin": 0.5}, "--margin needs --head scalar, but --head is ratings"),
+        ({"head": "scalar", "margin": 0.5}, ""),
+        ({"head": "scalar", "soft_labels": 0.5}, "--soft-labels needs --head ratings, but --head"),
+        ({"head": "ratings", "soft_labels": 0.5, "earth_mover": 0.5}, ""),
+        ({"head": "scalar", "earth_mover": 0.5}, "--earth-mover needs --head ratings, but --head"),
+        ({"lr": 2.0}, "--lr must be at most 1"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_work_together_are_named(tmp_path, settings, error):
+    config = train_rm.Config(**{"out": str(tmp_path / "rm"), **settings})
+    if not error:
+        return train_rm.check(config)
+    with pytest.raises(InputError, match=error):
+        train_rm.check(config)
+
+
+def test_the_model_s_folder_is_checked_before_anything_is_written(tmp_path):
+    with pytest.raises(InputError, match="--model and --out are both"):
+        train_rm.check(train_rm.Config(model=str(tmp_path), out=str(tmp_path)))
+
+
+def test_the_settings_of_the_data_reach_the_reader(tmp_path):
+    """--limit draws by --seed, --rating-range maps to 1..10, --skip-bad-rows drops and counts."""
+    rows, held_out = tiny_pairs(20), tiny_pairs(2, "frog")
+    for row in rows + held_out:
+        row |= {"chosen_rating": 4.0, "rejected_rating": 0.0}
+    rows[0] = {"prompt": "no answers"}
+    settings = {
+        "data": [write_rows(tmp_path / "data.jsonl", rows)], "rating_range": [0.0, 4.0],
+        "eval_data": [write_rows(tmp_path / "test.jsonl", held_out)],
+    }  # fmt: skip
+
+    def read(**more):
+        return train_rm.read_pairs(train_rm.Config(**{**settings, **more}))
+
+    with pytest.raises(InputError, match="no chosen column"):
+        read()
+    pairs, _, dropped, _ = read(skip_bad_rows=True)
+    assert len(pairs) == 19 and sum(dropped.values()) == 1
+    assert {(pair.chosen_rating, pair.rejected_rating) for pair in pairs} == {(10.0, 1.0)}
+    drawn = [[p.prompt for p in read(skip_bad_rows=True, limit=5, seed=s)[0]] for s in (0, 1, 1)]
+    assert len(drawn[0]) == 5 and drawn[0] != drawn[1] == drawn[2]

@@ -67,7 +67,7 @@ class LeaveOneOut(Baseline):
 def leave_one_out(rewards: Tensor) -> Tensor:
     """Each reward minus the mean of its K − 1 siblings (RLOO; Ahmadian et al. 2024, eq. 9).
 
-    rewards [P, K], any unit → advantages [P, K], same unit.  Raises ValueError when K < 2.
+    rewards [..., K], any unit → advantages [..., K], same unit.  Raises ValueError when K < 2.
     """
     k = rewards.shape[-1]
     if k < 2:

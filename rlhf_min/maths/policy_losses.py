@@ -34,5 +34,5 @@ def ppo_clip(
 
 def clip_fraction(log_probs: Tensor, old_log_probs: Tensor, clip: float = 0.2) -> Tensor:
     """Share of answers with ρ outside 1 ± ε: both [...] → scalar (Ahmadian et al. 2024: < 0.05)."""
-    ratio = (log_probs.detach() - old_log_probs).exp()
+    ratio = (log_probs - old_log_probs).exp()
     return ((ratio - 1).abs() > clip).float().mean()

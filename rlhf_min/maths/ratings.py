@@ -85,11 +85,11 @@ def marginal_entropy(logits: Tensor) -> Tensor:
 def soft_labels(ratings: Tensor, count: int, width: float) -> Tensor:
     """q_k ∝ mass of N(rating, width²) in [k−½, k+½] (HL-Gauss, Imani & White 2018).
 
-    ratings [B] in 1..count, width > 0 in ratings → [B, count], rows sum to 1.
+    ratings [...] in 1..count, width > 0 in ratings → [..., count], which sum to 1.
     """
     edges = torch.arange(count + 1, dtype=ratings.dtype, device=ratings.device) + 0.5
-    z = (edges - ratings[:, None]) / (width * math.sqrt(2))
-    mass = torch.special.erf(z).diff(dim=-1).clamp_min(0)
+    z = (edges - ratings[..., None]) / (width * math.sqrt(2))
+    mass = torch.special.erf(z).diff().clamp_min(0)
     return mass / mass.sum(-1, keepdim=True)
 
 
@@ -105,4 +105,4 @@ def squared_earth_mover(logits: Tensor, labels: Tensor) -> Tensor:
 
 def roughness(logits: Tensor) -> Tensor:
     """Σ_k (z_{k+1} − 2 z_k + z_{k−1})², mean over answers: logits [B, R] → scalar."""
-    return logits.diff(n=2, dim=-1).square().sum(-1).mean()
+    return logits.diff(n=2).square().sum(-1).mean()

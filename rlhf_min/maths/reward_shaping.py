@@ -10,7 +10,7 @@ from torch import Tensor
 def reward_scale(scores: Tensor) -> dict[str, float]:
     """Mean and standard deviation of the reference's scores [...]; std is 1 if all are equal."""
     scores = scores.double()
-    std = scores.std().item() if scores.numel() > 1 else 0.0
+    std = scores.std().item() if scores.numel() > 1 else 1.0
     return {"mean": scores.mean().item(), "std": std if std > 1e-6 else 1.0}
 
 

@@ -99,7 +99,7 @@ def share_equal(items: Sequence[Hashable]) -> float:
 def longest_run(tokens: Sequence[Hashable], longest_unit: int = 8) -> int:
     """Most copies in a row of one n-gram, n = 1 … longest_unit; 1 when nothing is repeated."""
     best = min(len(tokens), 1)
-    for n in range(1, min(longest_unit, len(tokens) // 2) + 1):
+    for n in range(1, longest_unit + 1):
         same = 0  # how long tokens have now been equal to those n places before
         for i in range(n, len(tokens)):
             same = same + 1 if tokens[i] == tokens[i - n] else 0
