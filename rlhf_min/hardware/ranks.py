@@ -27,7 +27,7 @@ TIMEOUT = "RLHF_MIN_TIMEOUT"  # environment variable: seconds to wait for anothe
 
 
 class _Group:
-    """The group of this process; `moved`: bytes that this rank gave to sums and broadcasts."""
+    """The group of this process."""
 
     rank, size, store, moved = 0, 1, None, 0
     calls = count()  # of from_first
@@ -41,6 +41,11 @@ def rank() -> int:
 def size() -> int:
     """How many processes train together."""
     return _Group.size
+
+
+def moved() -> int:
+    """Bytes of all tensors that this process has summed with others, or sent, or received."""
+    return _Group.moved
 
 
 def is_first() -> bool:

@@ -243,5 +243,8 @@ class RunLog:
             summary = {**summary, "note": note}
             print(f"{self.out}: {note}")
         self.write("summary.json", {**summary, "seconds": time.perf_counter() - self.begin})
+        if ranks.size() > 1:
+            moved = ranks.moved() / 1e6 / max(self.metrics.count("\n"), 1)
+            print(f"{self.out}: each process exchanged {moved:.2f} MB a step with the others")
         checkpoints.delete_checkpoints(self.out)
         report.write_report(self.out)
