@@ -196,3 +196,16 @@ def test_a_gap_of_exactly_the_tolerance_passes(dtype, tolerance):
     check_alignment(tolerance, dtype)
     with pytest.raises(InputError, match="would be wrong"):
         check_alignment(math.nextafter(tolerance, 1), dtype)
+
+
+def test_an_id_without_embedding_is_scored_by_its_text(world):
+    """A policy may have more embeddings than its tokenizer has tokens, and sample any of them."""
+    rollout, tokenizer = rollout_of(world["smol"])
+    scorer = RewardScorer(world["smol", "scalar"], torch.float32, tokenizer)
+    rollout.answers[0][0][-1] = scorer.model.get_input_embeddings().num_embeddings + 5
+    scores = scorer.score(rollout, PROMPTS)[0]
+    texts = [
+        [tokenizer.decode(a, skip_special_tokens=True) for a in own] for own in rollout.answers
+    ]
+    expected = scorer.text_outputs(PROMPTS, texts, rollout.finished.tolist())[:, 0]
+    assert scores.flatten().tolist() == pytest.approx(expected.tolist(), abs=1e-5)

@@ -442,3 +442,17 @@ def test_the_start_model_learns_the_facts(tmp_path):
     assert 5.5 < ratings[True] < 6.4
     assert finished[True] > 0.97
     assert ratings[False] > 8.3
+
+
+def test_two_processes_may_build_the_start_model_at_once(tmp_path, monkeypatch):
+    """The second finds the folder of the first when it is done, and keeps it."""
+    out, inner = tmp_path / "base", start_model.train
+
+    def train(*arguments):
+        inner(*arguments)
+        monkeypatch.setattr(start_model, "train", inner)
+        start_model.build_base(out, steps=1, examples=200)
+
+    monkeypatch.setattr(start_model, "train", train)
+    start_model.build_base(out, steps=1, examples=200)
+    assert (out / "config.json").exists() and [p.name for p in tmp_path.iterdir()] == ["base"]

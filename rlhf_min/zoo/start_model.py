@@ -121,7 +121,11 @@ def build_base(out: str | Path, seed: int = 0, steps: int = 500, examples: int =
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         model.save_pretrained(Path(scratch) / "model")
         tokenizer.save_pretrained(Path(scratch) / "model")
-        (Path(scratch) / "model").rename(out)  # atomic: `out` is complete or absent
+        try:
+            (Path(scratch) / "model").rename(out)  # atomic: `out` is complete or absent
+        except OSError:
+            if not (out / "config.json").exists():  # else another process has just built the same
+                raise
 
 
 def build_if_missing(path: str) -> None:
