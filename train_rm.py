@@ -150,7 +150,7 @@ def train(config: Config, model, pairs, held_out, steps: int, log, checkpoint: d
     """
     optimiser, first = MasterAdamW(model, config.weight_decay), checkpoint["step"]
     if "model" in checkpoint:
-        states = checkpoint["model"], checkpoint["optimiser"]
+        states = checkpoint.pop("model"), checkpoint.pop("optimiser")  # not kept in memory
         checkpoints.restore_weights(model, optimiser, *states)
     tie, evaluated = TIES[config.tie], None
     for step in (bar := tqdm(range(first, steps), "reward model", steps, initial=first)):
@@ -197,7 +197,7 @@ def main(config: Config) -> dict:
     if summary := run_folder.write_missing_report(config):
         return summary
     pairs, held_out, dropped, dropped_held_out = read_pairs(config)
-    ranks.from_first(start_model.build_if_missing, config.model)
+    ranks.from_first(start_model.build_if_missing, config.model, patient=True)
     torch.manual_seed(config.seed)  # a new pad token's embedding is random
     model = new_reward_model(config.model, config.head, choose_dtype(config.dtype))
     tokenizer = loading.load_tokenizer(config.model, model=model)

@@ -28,7 +28,7 @@ def build_missing(config) -> None:
             "--reading entropic and --weight need a ratings head: train one with "
             "`python train_rm.py --head ratings --out DIR` and give it as --reward-model DIR"
         )
-    ranks.from_first(_build, config, missing, unfinished)
+    ranks.from_first(_build, config, missing, unfinished, patient=True)
 
 
 def _build(config, reward_model: bool, unfinished: bool) -> None:

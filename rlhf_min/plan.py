@@ -27,12 +27,15 @@ class Config:
     samples: int = option(4, "answers per prompt", at_least=1, at_most=10**4)
     prompt_tokens: int = option(128, "tokens of a prompt", at_least=1, at_most=10**6)
     answer_tokens: int = option(128, "tokens of an answer", at_least=1, at_most=10**6)
-    gradient_checkpointing: bool = option(False, "keep one number per layer and position")
+    eval_prompts: int = option(256, "held-out prompts, shared by the devices", at_least=1)
+    gradient_checkpointing: bool = option(False, "keep one hidden vector per layer and token")
     memory: float = option(0, "GB of one device, to say what fits (0: unknown)", at_least=0)
 
 
 if __name__ == "__main__":
     check_flags(Config)
+
+import math
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -99,7 +102,8 @@ def activations(model, prompts: int, samples: int, settings: Config) -> int:
 def memory_plan(settings: Config) -> dict[str, dict[str, float]]:
     """GB on each device by purpose, for train_rm.py and train_policy.py; "peak" is the largest sum.
 
-    Weights, masters and moments stay; sampling, the backward pass and the update follow each other.
+    Weights, masters and moments are always in memory.  Sampling, backward pass and update happen
+    one after another, so only the largest counts.
     """
     dtype = getattr(torch, settings.dtype)
     size, devices = dtype.itemsize, settings.devices
@@ -126,13 +130,15 @@ def memory_plan(settings: Config) -> dict[str, dict[str, float]]:
         rows = min(settings.prompts, settings.micro_batch)
         kept = activations(model, rows, samples, settings)
         turns = {
-            # Within one backward pass the gradients take the place of the activations.
+            # A backward pass frees activations while it creates gradients.
             "backward pass": kept + gradients if several else max(kept, gradients),
             # Each gradient is freed when it is summed; the owner of a part keeps it in float32.
             "update": max(gradients, 4 * trained / devices if devices > 1 else 0),
         }
         if script == "train_policy.py":
-            rows = settings.prompts * settings.samples
+            # Held-out prompts are sampled all at once, with one answer each.
+            evaluated = math.ceil(settings.eval_prompts / devices)
+            rows = max(settings.prompts * settings.samples, evaluated)
             merged = size * weights if adapters else 0  # adapters are merged while it samples
             turns["sampling"] = rows * cache_bytes(model, settings) + merged
         plan = stays | (models if script == "train_policy.py" else {}) | turns

@@ -161,4 +161,5 @@ def test_records_cannot_be_changed():
     for module in (*MODULES, "train_policy", "train_rm"):
         for kind in vars(importlib.import_module(module)).values():
             if dataclasses.is_dataclass(kind) and kind.__module__ == module:
-                assert kind.__dataclass_params__.frozen, kind
+                # The parts of an optimiser hold its state.
+                assert kind.__dataclass_params__.frozen or kind.__name__ == "Part", kind

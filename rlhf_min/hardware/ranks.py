@@ -3,14 +3,17 @@
     torchrun --nproc-per-node 2 train_policy.py
 
 A rank is the number of a process, 0 … size − 1.  Rank r works on the items r, r + size, … of a
-batch (`own`); then the results are completed (`complete`, `gather`), so that every rank goes on
+batch (`own`); then the ranks exchange their results (`complete`, `gather`), so that all continue
 with the same numbers.  Only gradients differ between ranks, until the optimiser sums them.  No
 wrapper is around the model: DistributedDataParallel sums gradients only if its own forward is
-called, and this code calls a model's parts.  Without torchrun there is one rank, which owns all.
+called, and this code calls a model's parts.  Without torchrun there is one rank, and it owns every
+item.
 """
 
+import atexit
 import json
 import os
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import timedelta
@@ -44,7 +47,7 @@ def size() -> int:
 
 
 def moved() -> int:
-    """Bytes of all tensors that this process has summed with others, or sent, or received."""
+    """Bytes of the tensors that this process has summed with others or broadcast, in all."""
     return _Group.moved
 
 
@@ -105,20 +108,27 @@ def gather_groups(items: list, size: int, count: int) -> list[list]:
     return gather(groups)
 
 
-def from_first(function: Callable, *arguments):
+def from_first(function: Callable, *arguments, patient: bool = False):
     """function(*arguments), called by rank 0 alone while the others wait; all get its result.
 
-    The result is None, numbers, text, or lists of them.
+    The result is None, numbers, text, or lists of them.  patient: without a limit of time.
     """
     if _Group.size == 1:
         return function(*arguments)
-    key = f"result-{next(_Group.calls)}"
+    number = next(_Group.calls)
+    key, deadline = f"result-{number}", time.monotonic() + _patience()
     if is_first():
         with _alone():
             result = function(*arguments)
         _Group.store.set(key, json.dumps(result))
+        _Group.store.delete_key(f"result-{number - 2}")  # all have read it
         return result
-    _Group.store.wait([key], timedelta(days=30))  # if rank 0 fails, torchrun ends this process
+    while not _Group.store.check([key]):  # in Python, so that a signal can end it
+        if failed_elsewhere():
+            raise SystemExit(2)
+        if not patient and time.monotonic() > deadline:
+            raise InputError(f"rank 0 did not answer for {_patience():g} seconds, so it hangs")
+        time.sleep(0.02)
     return json.loads(_Group.store.get(key))
 
 
@@ -170,7 +180,7 @@ def check_share(items: int, what: str) -> None:
 
 
 def together(main: Callable) -> Callable:
-    """Decorator of main(config): under torchrun all ranks run it as one, and an error ends all."""
+    """Decorator of main(config): under torchrun all ranks run it together; an error ends all."""
 
     @wraps(main)
     def run(config):
@@ -178,16 +188,15 @@ def together(main: Callable) -> Callable:
             return main(config)
         _start()
         try:
-            result = main(config)
+            return main(config)
         except BaseException as error:
+            atexit.unregister(dist.destroy_process_group)  # it could wait for a process that died
             if _Group.store.add("errors", 1) > 1:  # another rank failed first, and says why
                 code = 130 if isinstance(error, KeyboardInterrupt) else 2
                 raise SystemExit(code) from None
             if reason := _lost(error):
                 raise InputError(f"{reason}; --resume goes on from the last checkpoint") from error
             raise
-        dist.destroy_process_group()
-        return result
 
     return run
 
@@ -199,11 +208,13 @@ def failed_elsewhere() -> bool:
 
 def _start() -> None:
     """Join the ranks that torchrun started."""
-    local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-    if gpus and local >= gpus:
+    gpus = torch.cuda.device_count()
+    if gpus and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > gpus:
+        if os.environ["RANK"] != "0":
+            raise SystemExit(2)  # rank 0 says why
         raise InputError(f"--nproc-per-node of torchrun is more than this machine's {gpus} GPUs")
     if gpus:
-        torch.cuda.set_device(local)
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     store, rank, size = next(dist.rendezvous("env://"))
     store.set(f"started-{rank}", "")
     store.wait([f"started-{r}" for r in range(size)], timedelta(minutes=30))  # imports are slow
@@ -214,19 +225,25 @@ def _start() -> None:
         world_size=size,
         timeout=timedelta(seconds=_patience()),
     )
+    atexit.register(dist.destroy_process_group)
     _Group.rank, _Group.size, _Group.store = rank, size, dist.PrefixStore("rlhf_min", store)
 
 
 def _patience() -> float:
     """Seconds to wait for another rank."""
-    return float(os.environ.get(TIMEOUT, 1800))
+    try:
+        return float(os.environ.get(TIMEOUT, 1800))
+    except ValueError as error:
+        raise InputError(f"the environment variable {TIMEOUT} must be seconds") from error
 
 
 def _lost(error: BaseException) -> str:
     """What an error of the network between ranks means; "" for any other error."""
     text = str(error).lower()
+    if not isinstance(error, RuntimeError):
+        return ""
     if not isinstance(error, dist.DistError) and "gloo" not in text:
         return ""
     if "timed out" in text or "timeout" in text:
         return f"a process of this run did not answer for {_patience():g} seconds, so it hangs"
-    return "a process of this run died without a word (killed, perhaps for want of memory)"
+    return "a process of this run died without a word (killed, perhaps because memory ran out)"

@@ -28,8 +28,9 @@ def tree_batches(
     With several processes, only the prompts of this one come (`ranks.own`).
     """
     layout, own = layout_of(model), ranks.own(len(prompts))
-    lengths = [row_length(prompts[i], branches[i]) for i in own]
-    for group in length_batches(lengths, max_rows, max_positions or layout.max_positions):
+    lengths = [row_length(*row) for row in zip(prompts, branches, strict=True)]
+    own_lengths = [lengths[i] for i in own]
+    for group in length_batches(own_lengths, max_rows, max_positions or layout.max_positions):
         indices = [own[j] for j in group]
         batch = [prompts[i] for i in indices], [branches[i] for i in indices]
         yield indices, build_tree(*batch, layout)

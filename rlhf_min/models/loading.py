@@ -65,6 +65,11 @@ def prepare_training(model, config) -> None:
     Raises InputError for a model that adapters cannot be added to.
     """
     if config.lora_rank:
+        if adapter_folder.read_adapter(config.model):
+            raise InputError(
+                f"--lora-rank: {config.model} holds adapters only, which cannot be the base of "
+                "others: give a folder in which they are merged, such as the one above it"
+            )
         lora.add_adapters(model, config.lora_rank, config.lora_alpha, config.seed)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

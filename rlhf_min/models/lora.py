@@ -1,7 +1,7 @@
 """LoRA: small trainable adapters beside frozen linear layers (Hu et al. 2021, arXiv 2106.09685).
 
 A layer's update has rank R: W' = W + (α/R)·BA.  Gradients, master weights and moments exist for A
-and B only.  Since W never changes, a second model that shares it is the reference of the KL.
+and B only.  W never changes, so a second model can share it: the reference of the KL.
 """
 
 import copy
@@ -91,7 +91,7 @@ def adapted_layers(model) -> dict[str, LoraLinear]:
 
 
 def replace_layers(model, new: dict[nn.Module, nn.Module]) -> None:
-    """Put other layers in the places of a model's layers: old layer → new layer."""
+    """Replace layers of a model: old layer → new layer."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if child in new:

@@ -37,7 +37,8 @@ def sample(
     prompts [P] token ids; an answer ends with one of end_ids or after max_new_tokens.  The model's
     generation_config (greedy decoding, top-k, penalties) is never used.  Raises NonFiniteError.
     """
-    own = ranks.own(len(prompts)) or range(1)  # all prompts, unless other processes share them
+    # This rank's prompts; a rank without any samples the first one, and its answers are dropped.
+    own = ranks.own(len(prompts)) or range(1)
     device, total = model.device, len(own) * samples
     # One random number for every token of every answer, so that no answer depends on the others.
     u = torch.rand(max_new_tokens, len(prompts), samples, generator=generator, device=device)
@@ -56,7 +57,7 @@ def sample(
             token = draw(probabilities, u[t, answer_of])
             tokens[answer_of, t] = torch.where(running, token, -1)
             drawn = probabilities.gather(1, token[:, None])[:, 0]
-            prompt = ranks.item(answer_of // samples)  # its index among all prompts
+            prompt = ranks.item(answer_of // samples) % len(prompts)  # its index among all prompts
             check_finite("a sampled token's probability", drawn, rows=prompt)
             log_probs[answer_of] += drawn.log() * running
             running = running & ~torch.isin(token, ends)

@@ -32,7 +32,8 @@ OF_SCRIPT["train_policy.py"] |= {"samples": dict, "reward_scale": dict, "generat
 
 def random_states() -> dict:
     """The states of all global random generators."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    # Of this process's own GPU: another number of GPUs may go on with the run.
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
     return {"python": random.getstate(), "torch": torch.get_rng_state(), "cuda": cuda}
 
 
@@ -41,7 +42,7 @@ def restore_random_states(states: dict) -> None:
     random.setstate(states["python"])
     torch.set_rng_state(states["torch"])
     if torch.cuda.is_available() and states["cuda"]:
-        torch.cuda.set_rng_state_all(states["cuda"])
+        torch.cuda.set_rng_state(states["cuda"][0])
 
 
 def save_checkpoint(out: Path, state: dict) -> None:
@@ -139,7 +140,7 @@ def _read(path: Path, run: dict) -> tuple[dict, str]:
         with zipfile.ZipFile(path) as archive:
             if (part := archive.testzip()) is not None:
                 return {}, f"is damaged (checksum of {part})"
-        state = torch.load(path, weights_only=True, map_location="cpu")
+        state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
     except Exception as error:  # damaged bytes raise errors of many kinds in zipfile and torch
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return {}, f"is damaged ({reason[:80]})"

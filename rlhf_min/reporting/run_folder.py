@@ -3,18 +3,13 @@
 import json
 import math
 import os
-import platform
-import re
 import secrets
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Collection
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -26,6 +21,7 @@ from rlhf_min.hardware import disk, ranks
 from rlhf_min.hardware.finite import naming
 from rlhf_min.reporting import checkpoints, folder_files, report
 from rlhf_min.reporting.diagnosis import collapse
+from rlhf_min.reporting.environment import environment
 from rlhf_min.reporting.series import too_few
 from rlhf_min.reporting.tracking import tracker
 
@@ -99,29 +95,11 @@ def write_missing_report(config) -> dict | None:
     if not config.resume or not (out / "summary.json").exists():
         return None
     print(f"the run in {out} is finished but for its report: writing it now")
+    ranks.barrier()  # all have seen that the report is missing
     if ranks.is_first():
         checkpoints.delete_checkpoints(out)
         report.write_report(out)
     return read_json(out / "summary.json")
-
-
-def environment() -> dict:
-    """Versions, git commit, device, threads and time: what run.json says beside the settings."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*"]
-    commit = subprocess.run([*git, "--dirty=+changes"], capture_output=True, text=True).stdout
-    cpuinfo = Path("/proc/cpuinfo")  # on Linux only
-    names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
-    cpu = (names or [platform.processor() or platform.machine()])[0]
-    gpu = torch.cuda.is_available()
-    packages = ("torch", "transformers", "tokenizers")
-    return {
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
-        "commit": commit.strip() or "unknown",
-        "device": torch.cuda.get_device_name() if gpu else f"{cpu}, {os.cpu_count()} cores",
-        "threads": torch.get_num_threads(),
-        "processes": ranks.size(),
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
 
 
 class RunLog:
@@ -134,17 +112,20 @@ class RunLog:
     def __init__(self, script: str, config, data: dict, state: dict | None = None):
         """data: facts for run.json; state: the checkpoint of a resumed run."""
         self.out, self.begin = Path(config.out), time.perf_counter()
-        self.save_every, self.stop_requested = getattr(config, "save_every", 1), False
+        self.save_every, self.stopping = getattr(config, "save_every", 1), False
         before = read_json(self.out / "run.json") if config.resume else {}
         if before and before.get("data", {}).get("fingerprint") != data.get("fingerprint"):
             raise InputError(f"the data changed since the run in {self.out} began: give the same")
         self.id = before.get("id") or secrets.token_hex(8)
+        self.stop_requested, self.logged = False, 0
         self.warned: set[str] = set()  # signs of collapse that have been said
         self.under_way: dict = {}  # what `naming` names: the place of a step, its prompts
         state = state or {}
         if "random" in state:
             checkpoints.restore_random_states(state["random"])
-        ranks.barrier()  # all have read what is in the folder
+        step = state.get("step", 0)  # the sum also waits until all have read what is in the folder
+        if ranks.all_sum(step)[0] != step * ranks.size():
+            raise InputError(f"the processes see other checkpoints in {self.out}: share one folder")
         if not ranks.is_first():
             return
         self.out.mkdir(parents=True, exist_ok=True)
@@ -163,6 +144,7 @@ class RunLog:
         """Write the metrics of a step, from 1 (not finite: null); show some in a progress bar."""
         if not ranks.is_first():
             return
+        self.logged += 1
         row = {"step": step}
         for name, value in metrics.items():
             value = value.item() if isinstance(value, torch.Tensor) else value
@@ -209,8 +191,8 @@ class RunLog:
 
     def checkpoint_due(self, step: int) -> bool:
         """Whether to save now: every `save_every` steps, and when a process is asked to stop."""
-        self.stop_requested = bool(ranks.all_sum(self.stop_requested)[0])
-        return self.stop_requested or step % self.save_every == 0
+        self.stopping = bool(ranks.all_sum(self.stop_requested)[0])  # decided once, for all
+        return self.stopping or step % self.save_every == 0
 
     def checkpoint(self, step: int, state: dict) -> None:
         """Save the state, whole or not at all; then raise KeyboardInterrupt if asked to stop."""
@@ -219,7 +201,7 @@ class RunLog:
             own["seconds"] = time.perf_counter() - self.begin
             checkpoints.save_checkpoint(self.out, {**state, **own})
         ranks.barrier()
-        if self.stop_requested:
+        if self.stopping:
             raise KeyboardInterrupt
 
     def write(self, name: str, value: dict) -> None:
@@ -244,7 +226,7 @@ class RunLog:
             print(f"{self.out}: {note}")
         self.write("summary.json", {**summary, "seconds": time.perf_counter() - self.begin})
         if ranks.size() > 1:
-            moved = ranks.moved() / 1e6 / max(self.metrics.count("\n"), 1)
+            moved = ranks.moved() / 1e6 / max(self.logged, 1)
             print(f"{self.out}: each process exchanged {moved:.2f} MB a step with the others")
         checkpoints.delete_checkpoints(self.out)
         report.write_report(self.out)
