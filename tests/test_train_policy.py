@@ -30,6 +30,7 @@ from rlhf_min.maths.reward_shaping import reward_scale
 from rlhf_min.models.layout import Layout
 from rlhf_min.models.sampling import sample
 from rlhf_min.reporting import evaluation, report
+from rlhf_min.reporting.run_folder import RunLog
 from rlhf_min.zoo import start_model
 from rlhf_min.zoo import world as zoo
 
@@ -703,3 +704,10 @@ def test_the_loss_is_the_objective_s(tiny_run):
     loss = train_policy.choose_loss(train_policy.Config(objective="ppo-clip", clip=0.3))
     want = -(2 * min(math.exp(0.4), 1.3) - max(math.exp(-0.1), 0.7)) / 4
     assert loss(log_probs, old, advantages, 4).item() == pytest.approx(want)
+
+
+def test_checkpoints_come_at_their_steps(tiny_run, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(RunLog, "checkpoint", lambda self, step, state: saved.append(step))
+    run(tiny_run, tmp_path / "out", steps=5, save_every=2)
+    assert saved == [2, 4]

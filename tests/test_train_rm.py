@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_reward_model import score_texts
+from test_reward_model import score_texts, trained_folder
 from tiny_models import tiny_folder, tiny_pairs, write_rows
 from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -19,6 +19,7 @@ from rlhf_min import InputError
 from rlhf_min.data.sources import read_rows
 from rlhf_min.models.scoring import RewardScorer
 from rlhf_min.reporting import report
+from rlhf_min.reporting.run_folder import RunLog
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -458,3 +459,31 @@ def test_the_settings_of_the_data_reach_the_reader(tmp_path):
     assert {(pair.chosen_rating, pair.rejected_rating) for pair in pairs} == {(10.0, 1.0)}
     drawn = [[p.prompt for p in read(skip_bad_rows=True, limit=5, seed=s)[0]] for s in (0, 1, 1)]
     assert len(drawn[0]) == 5 and drawn[0] != drawn[1] == drawn[2]
+
+
+def test_evaluations_and_checkpoints_come_at_their_steps(tiny_run, tmp_path, monkeypatch):
+    """Evaluated every 2 steps and at the end; saved every 2 steps."""
+    saved = []
+    monkeypatch.setattr(RunLog, "checkpoint", lambda self, step, state: saved.append(step))
+    run(tiny_run, tmp_path / "out", max_steps=5, eval_every=2, save_every=2)
+    rows = rows_of(tmp_path / "out" / "metrics.jsonl")
+    assert [row["step"] for row in rows if "accuracy/held_out" in row] == [2, 4, 5]
+    assert saved == [2, 4]
+
+
+def test_a_loss_that_overflows_is_named(tiny_run, tmp_path):
+    """Rewards of 1e25 are finite, their squares in the centring penalty are not."""
+    folder = trained_folder(Path(tiny_run["model"]), tmp_path / "rm", "scalar")
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    with torch.no_grad():
+        model.score.weight.mul_(1e25)
+    model.save_pretrained(folder)
+    with pytest.raises(FloatingPointError, match="step 1: the loss is inf"):
+        run({**tiny_run, "model": str(folder)}, tmp_path / "out")
+
+
+def test_dropped_training_pairs_are_said(tiny_run, tmp_path, capsys):
+    pairs = tiny_pairs(8)
+    data = [write_rows(tmp_path / "twice.jsonl", [*pairs, *pairs[:3]])]
+    run({**tiny_run, "data": data}, tmp_path / "out", max_steps=1)
+    assert "3 training pairs dropped: duplicate" in capsys.readouterr().out
