@@ -58,7 +58,7 @@ def main() -> None:
         jobs["train_policy.py"] = ["--steps", str(args.steps), *few]
         if args.model != "runs/zoo-base":
             jobs["train_rm.py"] += ["--batch-size", "8", "--micro-batch", "4", "--lr", "1e-6"]
-            jobs["train_policy.py"] += ["--batch-size", "16", "--micro-batch", "2", "--lr", "1e-6"]
+            jobs["train_policy.py"] += ["--batch-size", "8", "--micro-batch", "2", "--lr", "1e-6"]
             jobs["train_policy.py"] += ["--reward-model", f"{place}/train_rm.py-0-1"]
         for script, flags in jobs.items():
             seconds, sent = {1: [], 2: []}, ""

@@ -1,5 +1,6 @@
 """Several processes that train as one: the same numbers, and one end for all."""
 
+import itertools
 import json
 import os
 import signal
@@ -67,7 +68,7 @@ def gap(folder: Path, other: Path) -> float:
 def test_trap_23_several_processes_compute_what_one_computes(tmp_path, kind):
     """Both heads, every baseline; uneven shares; a batch smaller than the group; resumed runs."""
     rank_runs(tmp_path, kind)
-    compared = [(name, 2) for name in FOLDERS[kind]] + [(name, 4) for name in FOLDERS[kind][:2]]
+    compared = itertools.product(FOLDERS[kind], (2, 4))
     for name, size in compared:
         assert gap(tmp_path / f"{name}-1", tmp_path / f"{name}-{size}") < 1e-9, (name, size)
     for size in (1, 4):  # begun by two processes, stopped by a signal to one of them
