@@ -48,7 +48,7 @@ def main() -> None:
     left.legend(lines, [line.get_label() for line in lines], loc="lower left", fontsize=8)
     rounds = sorted(loop.glob("policy-*"), key=lambda p: int(p.name.split("-")[1]))
     curve(right, [hacked], "reward/gold", GOLD, "no KL")
-    curve(right, [policy], "reward/gold", WITH_KL, "KL penalty 0.2")
+    curve(right, [policy], "reward/gold", WITH_KL, "KL penalty 0.1")
     curve(right, rounds, "reward/gold", RETRAINED, "KL, judging, retraining")
     right.set(title="Two cures", xlabel="step", ylabel="gold rating", ylim=(0.5, 10.2))
     right.legend(loc="center right", fontsize=8)

@@ -1,4 +1,4 @@
-"""A table and a picture of the rounds of recipes/loop.sh.
+"""A table and a picture of the rounds of recipes/loop.py.
 
 python recipes/loop_table.py runs/loop        # prints the table, writes runs/loop/loop.png
 """
@@ -35,10 +35,8 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.0f} %"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+def show(folder: Path) -> None:
+    """Print the table of a loop's folder and draw loop.png there."""
     rows = rounds(folder)
     if not rows:
         raise SystemExit(f"error: {folder} holds no finished policy-0: run recipes/loop.sh first")
@@ -75,4 +73,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("folder", type=Path)
+    show(parser.parse_args().folder)

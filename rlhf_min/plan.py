@@ -81,8 +81,7 @@ def kept_for_backward(model, prompts: int, samples: int, settings: Config) -> in
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        log_probs = answer_log_probs(model, tree)
-    del log_probs
+        answer_log_probs(model, tree)
     return sum(storage.nbytes() for storage in saved.values())
 
 

@@ -735,7 +735,7 @@ def test_the_zoo_is_a_spec():
     from rlhf_min.zoo import world as zoo
 
     pairs, counts = read_pairs(["zoo"])
-    assert len(pairs) + sum(counts.values()) - counts["rated_against"] == 20_000
+    assert len(pairs) + sum(counts.values()) - counts["rated_against"] == 10_000
     assert set(read_prompts(["zoo"])[0]) <= set(zoo.prompts("train"))
     assert set(read_prompts(["zoo:held-out"])[0]) <= set(zoo.prompts("held-out"))
     assert all(1 <= pair.rejected_rating <= 10 for pair in pairs)

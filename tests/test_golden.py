@@ -27,10 +27,11 @@ import train_rm
 from rlhf_min.command_line import parse
 
 GOLDEN = Path(__file__).with_name("golden.json")
-RM = "--model base --data pairs --eval-data held --max-steps 3 --batch-size 6 --micro-batch 4"
+RM = "--model base --data pairs --eval-data held --max-steps 3 --batch-size 6 --micro-batch 4 "
+RM += "--lr 1e-3"
 POLICY = (
     "--model base --data prompts --eval-data held --steps 3 --batch-size 8 --samples 2 --lr 1e-3 "
-    "--max-new-tokens 10 --warm-up 2 --micro-batch 3"
+    "--max-new-tokens 10 --warm-up 2 --micro-batch 3 --kl 0.2"
 )
 RUNS = {
     "rm": (train_rm, f"{RM} --margin 0.1"),

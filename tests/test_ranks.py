@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from tiny_models import tiny_folder, tiny_pairs, write_rows
 
 from rlhf_min import InputError
 from rlhf_min.hardware import ranks
+from rlhf_min.reporting.run_folder import RunLog
+from train_rm import Config
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"rm": ["scalar", "ratings", "lora"]}
@@ -178,5 +181,72 @@ def test_every_item_belongs_to_exactly_one_process(monkeypatch, size):
     for rank in range(size):
         monkeypatch.setattr(ranks._Group, "rank", rank)
         owned += ranks.own(12)
-        assert [ranks.item(i) for i in range(len(ranks.own(12)))] == list(ranks.own(12))
     assert sorted(owned) == list(range(12))
+
+
+@pytest.fixture
+def second_of_two(monkeypatch):
+    """This process as rank 1 of two, with a store that the test writes to as rank 0 would."""
+    store = torch.distributed.HashStore()
+    for name, value in {"rank": 1, "size": 2, "store": store}.items():
+        monkeypatch.setattr(ranks._Group, name, value)
+    monkeypatch.setattr(ranks._Group, "calls", itertools.count())
+    return store
+
+
+def test_the_result_of_the_first_process_reaches_the_others_as_it_is(second_of_two):
+    second_of_two.set("result-0", json.dumps(["x", 1.5, None]))
+    assert ranks.from_first(pytest.fail, "is called by rank 0 only") == ["x", 1.5, None]
+
+
+def test_waiting_for_the_first_process_ends_when_another_one_fails(second_of_two):
+    second_of_two.set("errors", "1")
+    with pytest.raises(SystemExit) as ended:
+        ranks.from_first(pytest.fail, patient=True)
+    assert ended.value.code == 2
+
+
+def test_waiting_for_the_first_process_ends_after_the_stated_time(second_of_two, monkeypatch):
+    monkeypatch.setenv(ranks.TIMEOUT, "0.1")
+    with pytest.raises(InputError, match=r"rank 0 did not answer for 0\.1 seconds"):
+        ranks.from_first(pytest.fail)
+
+
+def test_a_time_limit_that_is_no_number_is_refused(second_of_two, monkeypatch):
+    monkeypatch.setenv(ranks.TIMEOUT, "abc")
+    with pytest.raises(InputError, match=f"environment variable {ranks.TIMEOUT} must be seconds"):
+        ranks.from_first(pytest.fail)
+
+
+def test_only_errors_of_the_network_are_explained_by_a_lost_process():
+    lost = RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer")
+    assert "died without a word" in ranks._lost(lost)
+    assert ranks._lost(InputError("igloo")) == ranks._lost(RuntimeError("shape")) == ""
+
+
+def test_processes_that_resume_from_other_steps_are_refused(tmp_path, monkeypatch):
+    """A folder that is not shared: rank 1 sees the checkpoint of step 4, rank 0 none."""
+    config = SimpleNamespace(out=str(tmp_path / "run"), resume=True)
+    monkeypatch.setattr(ranks._Group, "size", 2)
+    monkeypatch.setattr(ranks, "all_sum", lambda *values: [4.0])
+    with pytest.raises(InputError, match="processes see other checkpoints"):
+        RunLog("train_rm.py", config, {}, {"step": 4})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_signal_during_the_sum_that_decides_about_stopping_is_kept(tmp_path, monkeypatch):
+    """It comes too late for this step's decision, so the next step's must see it."""
+    config = Config(out=str(tmp_path / "run"), save_every=100)
+    log = RunLog("train_rm.py", config, {})
+
+    def interrupted(*values):
+        log.stop_requested = True  # as the handler does, after the values were read
+        return [float(value) for value in values]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ranks, "all_sum", interrupted)
+        assert not log.checkpoint_due(1)
+    log.checkpoint(1, {})  # does not stop: the other processes do not know yet
+    assert log.checkpoint_due(2)
+    with pytest.raises(KeyboardInterrupt):
+        log.checkpoint(2, {})

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +15,12 @@ from rlhf_min.zoo import start_model
 ROOT = Path(__file__).parents[1]
 
 
-def shell(recipe: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """Run a recipe with this Python interpreter; asserts exit code 0."""
+def shell(recipe: str, *arguments: str, code: int = 0, **environment: str):
+    """Run a recipe with this Python interpreter; asserts its exit code."""
     settings = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **environment}
     command = ["bash", f"recipes/{recipe}", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == code, done.stderr[-2000:]
     return done
 
 
@@ -75,3 +76,16 @@ def test_the_circle_runs_and_its_table_names_every_round(tmp_path):
     assert (record["model"], record["limit"]) == (start, 40)
     policy = json.loads((out / "policy-1/run.json").read_text())["config"]
     assert policy["reference"] == start and policy["reward_model"] == str(out / "rm-1")
+
+    # The same command goes on where a killed loop was: here, after its last reward model.
+    policy_id = json.loads((out / "policy-1/run.json").read_text())["id"]
+    shutil.rmtree(out / "policy-1")
+    (out / "loop.png").unlink()
+    again = shell("loop.sh", "1", "30", str(out), **environment)
+    lines = [line for line in again.stdout.splitlines() if line.startswith("$ ")]
+    assert [line.split()[2] for line in lines if "train_" in line] == ["train_policy.py"]
+    assert json.loads((out / "policy-1/run.json").read_text())["id"] != policy_id
+    assert again.stdout.splitlines()[-3:] == done.stdout.splitlines()[-3:]  # the same table
+    assert (out / "loop.png").exists()
+    other = shell("loop.sh", "1", "31", str(out), code=2, **environment)
+    assert f"--out {out} holds a loop with --comparisons 30, not 31" in other.stderr

@@ -14,6 +14,11 @@ def choose_dtype(name: str) -> torch.dtype:
     return getattr(torch, name)
 
 
+def precise(dtype: torch.dtype) -> torch.dtype:
+    """The number format for sums, weights and results: float32, or float64 of a float64 model."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to keep freed memory: fresh pages cost a third of a step's time (docs/LOG.md)."""
     try:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf_min.hardware import ranks
+from rlhf_min.hardware.device import precise
 from rlhf_min.hardware.finite import NonFiniteError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # their names in torch.optim.AdamW
@@ -47,23 +48,22 @@ class MasterAdamW:
         load = [0] * ranks.size()  # numbers that each rank owns
         for index, weight in enumerate(self.weights):
             weight.data = weight.data.contiguous()  # `pieces` of another order would be copies
-            if weight.dtype != master_dtype(weight.dtype):
+            if weight.dtype != precise(weight.dtype):
                 weight.register_post_accumulate_grad_hook(partial(self._collect, index))
             for piece in pieces(weight.detach()):
                 part = Part(index, piece, owner=load.index(min(load)))
                 load[part.owner] += piece.numel()
                 self.parts.append(part)
-        for part in self._own_parts():
-            part.master = part.weight.to(master_dtype(part.weight.dtype))
+        for part in self.parts:
+            if part.owner != ranks.rank():
+                continue
+            part.master = part.weight.to(precise(part.weight.dtype))
             part.adam = torch.optim.AdamW([part.master], **settings)
             # Allocated in the first step, the moments would fill holes between activations, and
             # the next activations would need more memory: 0.2 GB for 135 M weights.
             moments = {name: torch.zeros_like(part.master) for name in MOMENTS}
             step = torch.zeros((), device=part.master.device)
             part.adam.state[part.master] = {"step": step, **moments}
-
-    def _own_parts(self) -> list[Part]:
-        return [part for part in self.parts if part.owner == ranks.rank()]
 
     def _collect(self, index: int, weight: Tensor) -> None:
         """Add a weight's gradient to `self.gradients` as soon as backward has computed it."""
@@ -89,7 +89,7 @@ class MasterAdamW:
                 gradient = torch.zeros_like(self.weights[index])
             for part, piece in zip(parts, pieces(gradient), strict=True):
                 if ranks.size() > 1:
-                    piece = piece.to(master_dtype(piece.dtype))
+                    piece = piece.to(precise(piece.dtype))
                     ranks.reduce_to(part.owner, piece)
                 if part.owner == ranks.rank():
                     summed.append((part, piece))
@@ -109,7 +109,7 @@ class MasterAdamW:
             raise NonFiniteError(f"the gradient's norm is {norm}")
         scale = min(1.0, max_grad_norm / (norm + 1e-6))
         while summed:
-            part, piece = summed.pop()
+            part, piece = summed.pop()  # so that each gradient is freed after its use
             part.master.grad = piece.to(part.master.dtype) * scale
             part.adam.param_groups[0]["lr"] = lr
             part.adam.step()
@@ -124,7 +124,7 @@ class MasterAdamW:
         """What a checkpoint holds of a part; on a rank that does not own it, room for that."""
         master, step = part.master, torch.zeros((), device=part.weight.device)
         if master is None:
-            master = torch.empty_like(part.weight, dtype=master_dtype(part.weight.dtype))
+            master = torch.empty_like(part.weight, dtype=precise(part.weight.dtype))
             state = {"step": step} | {name: torch.empty_like(master) for name in MOMENTS}
         else:
             state = part.adam.state[master]
@@ -151,11 +151,6 @@ class MasterAdamW:
         for part, saved in zip(self.parts, state["parts"], strict=True):
             for name, tensor in self._stored(part).items() if part.adam else ():
                 tensor.copy_(saved[name])
-
-
-def master_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The number format of the master of a weight: float32, or that of a float64 weight."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def pieces(tensor: Tensor) -> tuple[Tensor, ...]:

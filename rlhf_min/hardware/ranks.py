@@ -61,11 +61,6 @@ def own(items: int) -> range:
     return range(_Group.rank, items, _Group.size)
 
 
-def item(i):
-    """The index, among all items, of the i-th that this rank owns (a number or a tensor)."""
-    return _Group.rank + i * _Group.size
-
-
 def complete(*tables: Tensor) -> None:
     """Fill in, in place, the rows of each table [P, ...] that belong to other ranks."""
     for table in tables if _Group.size > 1 else ():
@@ -121,7 +116,7 @@ def from_first(function: Callable, *arguments, patient: bool = False):
         with _alone():
             result = function(*arguments)
         _Group.store.set(key, json.dumps(result))
-        _Group.store.delete_key(f"result-{number - 2}")  # all have read it
+        _Group.store.delete_key(f"result-{number - 2}")  # the others have read that one
         return result
     while not _Group.store.check([key]):  # in Python, so that a signal can end it
         if failed_elsewhere():

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from rlhf_min.hardware import ranks
+from rlhf_min.hardware.device import precise
 from rlhf_min.hardware.finite import check_finite
 from rlhf_min.models.batches import tree_batches
 from rlhf_min.models.layout import head_logits
@@ -38,8 +39,8 @@ def answer_log_probs(model, tree: Tree, temperature: float = 1.0) -> Tensor:
 @torch.no_grad()
 def rollout_log_probs(model, rollout: Rollout, temperature: float, *limits: int) -> Tensor:
     """log π(y|x) of all answers, without gradient: [P, K]; limits: of `tree_batches`."""
-    dtype = torch.promote_types(model.dtype, torch.float32)
-    log_probs = torch.zeros(rollout.finished.shape, device=model.device, dtype=dtype)
+    settings = {"device": model.device, "dtype": precise(model.dtype)}
+    log_probs = torch.zeros(rollout.finished.shape, **settings)
     for p, tree in tree_batches(model, rollout.prompts, rollout.answers, *limits):
         log_probs[p] = answer_log_probs(model, tree, temperature).view(len(p), -1)
     ranks.complete(log_probs)

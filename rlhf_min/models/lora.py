@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rlhf_min import InputError
+from rlhf_min.hardware.device import precise
 
 
 class LoraLinear(nn.Module):
@@ -47,7 +48,7 @@ class LoraLinear(nn.Module):
     def merged_layer(self) -> nn.Module:
         """A layer without adapter that computes the same: a copy with W + (α/R)·BA."""
         weight, bias = self.layer.weight, self.layer.bias
-        exact = torch.promote_types(weight.dtype, torch.float32)
+        exact = precise(weight.dtype)
         change = self.B.to(exact) @ self.A.to(exact)
         change = change.mT if isinstance(self.layer, Conv1D) else change  # its weight is [in, out]
         merged = torch.add(weight.to(exact), change, alpha=self.scale).to(weight.dtype)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rlhf_min.hardware import ranks
 from rlhf_min.hardware.decoding import decoding_mode
+from rlhf_min.hardware.device import precise
 from rlhf_min.hardware.finite import check_finite
 from rlhf_min.models.decoding import make_decoder
 
@@ -19,7 +20,7 @@ class Rollout:
     prompts: list[list[int]]  # [P] token ids
     answers: list[list[list[int]]]  # [P][K] token ids, the end token included
     finished: Tensor  # [P, K] bool: the answer ended with an end token
-    log_probs: Tensor  # [P, K] log π(y|x) as the sampler saw it, float32
+    log_probs: Tensor  # [P, K] log π(y|x) as the sampler saw it; float32, or float64
 
 
 @torch.no_grad()
@@ -38,11 +39,12 @@ def sample(
     generation_config (greedy decoding, top-k, penalties) is never used.  Raises NonFiniteError.
     """
     # This rank's prompts; a rank without any samples the first one, and its answers are dropped.
-    own = ranks.own(len(prompts)) or range(1)
-    device, total = model.device, len(own) * samples
+    device, dtype = model.device, precise(model.dtype)
+    own = torch.tensor([*ranks.own(len(prompts))] or [0], device=device)
+    total = len(own) * samples
     # One random number for every token of every answer, so that no answer depends on the others.
     u = torch.rand(max_new_tokens, len(prompts), samples, generator=generator, device=device)
-    u, dtype = u[:, own].flatten(1), torch.promote_types(model.dtype, torch.float32)
+    u = u[:, own].flatten(1)
     tokens = torch.full((total, max_new_tokens), -1, device=device)
     log_probs = torch.zeros(total, device=device, dtype=dtype)
     answer_of = torch.arange(total, device=device)  # the answer that each decoded row belongs to
@@ -57,8 +59,7 @@ def sample(
             token = draw(probabilities, u[t, answer_of])
             tokens[answer_of, t] = torch.where(running, token, -1)
             drawn = probabilities.gather(1, token[:, None])[:, 0]
-            prompt = ranks.item(answer_of // samples) % len(prompts)  # its index among all prompts
-            check_finite("a sampled token's probability", drawn, rows=prompt)
+            check_finite("a sampled token's probability", drawn, rows=own[answer_of // samples])
             log_probs[answer_of] += drawn.log() * running
             running = running & ~torch.isin(token, ends)
             count = int(running.sum())

@@ -6,6 +6,7 @@ from torch import Tensor
 from rlhf_min.data.preferences import EncodedPair, draw_items, prompt_text
 from rlhf_min.data.visible import visible
 from rlhf_min.hardware import ranks
+from rlhf_min.hardware.device import precise
 from rlhf_min.hardware.finite import check_finite, naming
 from rlhf_min.maths import statistics as stats
 from rlhf_min.maths.preference_losses import bradley_terry, ratings_win_loss
@@ -28,8 +29,7 @@ def evaluate_reward_model(model, pairs: list[EncodedPair], tie: float):
 
     A tie counts ½ in the accuracy (95 % Wilson interval); `tie` is that of `ratings_win_loss`.
     """
-    dtype = torch.promote_types(model.dtype, torch.float32)
-    outputs = torch.zeros(len(pairs), 2, model.config.num_labels, dtype=dtype)
+    outputs = torch.zeros(len(pairs), 2, model.config.num_labels, dtype=precise(model.dtype))
     prompts, answers = [pair.prompt for pair in pairs], [pair.answers for pair in pairs]
     for n, tree in tree_batches(model, prompts, answers, 64, 2**15):
         outputs[n] = branch_outputs(model, tree).view(len(n), 2, -1).cpu()

@@ -18,8 +18,8 @@ from rlhf_min.zoo.world import demonstrations
 
 START_MODEL = "runs/zoo-base"  # the default folder
 PAD, USER, ASSISTANT, END = SPECIAL = "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"
-VOCABULARY, CONTEXT = 512, 256  # tokens
-BATCH_SIZE, LEARNING_RATE = 64, 4e-3  # examples; peak
+VOCABULARY, CONTEXT = 768, 256  # tokens, at most: every word of the world is one
+BATCH_SIZE, LEARNING_RATE = 32, 4e-3  # examples; peak
 # A system turn becomes a user turn, because the demonstrations have no system turns.
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}"
@@ -29,7 +29,7 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of 512 tokens; it encodes any text without loss."""
+    """A byte-level BPE tokenizer of at most 768 tokens; it encodes any text without loss."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -92,7 +92,7 @@ def train(model: LlamaForCausalLM, source, steps: int) -> None:
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
 
 
-def build_base(out: str | Path, seed: int = 0, steps: int = 500, examples: int = 20_000) -> None:
+def build_base(out: str | Path, seed: int = 0, steps: int = 700, examples: int = 22_400) -> None:
     """Train tokenizer and start model on `examples` demonstrations; save both in folder `out`."""
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -101,11 +101,11 @@ def build_base(out: str | Path, seed: int = 0, steps: int = 500, examples: int =
     tokenizer = train_tokenizer([text for example in data for text in example.values()])
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=128,
-        intermediate_size=320,
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=256,
         num_hidden_layers=2,
-        num_attention_heads=4,
+        num_attention_heads=3,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
         bos_token_id=None,

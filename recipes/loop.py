@@ -1,0 +1,111 @@
+"""The circle: policy → judge → reward model on old and new comparisons → policy, several rounds.
+
+    python recipes/loop.py --rounds 3 --comparisons 1900 --out runs/loop
+
+In each round the judge compares two answers of the present policy to each training question,
+because the reward model must tell apart what this policy writes.  The verdicts are added to all
+earlier comparisons, and training of the reward model and of the policy continues from the last
+round.  KL is always measured to the start model.  Held-out questions are for evaluation only.
+The same command again goes on with an interrupted loop.
+"""
+
+import rlhf_min.startup  # noqa: F401  first: signals and threads, before torch
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rlhf_min.command_line import check_flags, check_ranges, flag_of, option, run
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of recipes/loop.py.  docs/LOG.md compares several of them."""
+
+    rounds: int = option(3, "rounds of judging and retraining", at_least=0)
+    comparisons: int = option(1900, "judged per round (0: keep the reward model)", at_least=0)
+    out: str = option("runs/loop", "folder of all the runs")
+    seed: int = option(0, "of the first policy; round n has 100 * seed + n", at_least=0)
+    start: str = option("runs/zoo-base", "start model, to which KL is measured")
+    reward_model: str = option("runs/rm", "first reward model")
+    steps: int = option(60, "of each policy", at_least=1)
+    kl: float = option(0.2, "weight of the KL penalty", at_least=0)
+    lr: float = option(5e-4, "learning rate of each policy", above=0)
+    old: int = option(2000, "original pairs mixed into the comparisons", at_least=0)
+    cold: bool = option(False, "train each reward model from the start model")
+    rival: Literal["self", "last"] = option("self", "what each policy is compared with")
+
+
+if __name__ == "__main__":
+    check_flags(Config)  # --help and wrong flags are answered before the slow imports below
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from loop_table import show
+
+from rlhf_min import InputError
+from rlhf_min.data.files import read_json, replace_text
+from rlhf_min.defaults import run_script
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main(config: Config) -> None:
+    """Run all rounds, then print a table of them and draw it."""
+    check_ranges(config)
+    out, start, reward = Path(config.out), config.start, config.reward_model
+    check_settings(config)
+    settings = ["--kl", config.kl, "--lr", config.lr, "--steps", config.steps]
+    policy, previous, judged = out / "policy-0", start, []
+    step("train_policy.py", policy, "--model", start, "--reward-model", reward, *settings,
+         "--seed", config.seed)  # fmt: skip
+    for number in range(1, config.rounds + 1):
+        seed = ["--seed", 100 * config.seed + number]
+        if config.comparisons:
+            rival = previous if config.rival == "last" else policy
+            comparisons = ["--limit", config.comparisons, "--judge", "gold"]
+            step("judge.py", out / f"judge-{number}", "--a", rival, "--b", policy, *comparisons,
+                 *seed)  # fmt: skip
+            judged.append(out / f"judge-{number}/comparisons.jsonl")
+            data = ["--limit", config.old, "--data", "zoo"] if config.old else ["--data"]
+            model, lr = (start, 3e-3) if config.cold else (reward, 1e-3)
+            reward = out / f"rm-{number}"
+            step("train_rm.py", reward, "--model", model, *data, *judged, "--lr", lr,
+                 "--epochs", 2, *seed)  # fmt: skip
+        previous, policy = policy, out / f"policy-{number}"
+        step("train_policy.py", policy, "--model", previous, "--reference", start,
+             "--reward-model", reward, *settings, *seed)  # fmt: skip
+        for name, rival in (("last", previous), ("start", start)):
+            held_out = ["--judge", "gold", "--data", "zoo:held-out", "--limit", 400]
+            step("judge.py", out / f"against-{name}-{number}", "--a", rival, "--b", policy,
+                 *held_out, *seed)  # fmt: skip
+    show(out)
+
+
+def step(script: str, out: Path, *flags) -> None:
+    """Run a script with these flags in this process; a training run that is finished is kept."""
+    if script != "judge.py" and (out / "report.html").exists():
+        return
+    words = [str(word) for word in (*flags, "--out", out, "--resume")]
+    print(f"\n$ python {script} {' '.join(words)}", flush=True)
+    run_script(ROOT / script, *words)
+
+
+def check_settings(config: Config) -> None:
+    """Raise InputError if the folder holds a loop with other settings; else write them there."""
+    file = Path(config.out) / "loop.json"
+    now, before = asdict(config), read_json(file)
+    changed = [name for name in now if before and now[name] != before.get(name)]
+    if changed:
+        name = changed[0]
+        raise InputError(
+            f"--out {config.out} holds a loop with {flag_of(name)} {before.get(name)}, "
+            f"not {now[name]}: give another folder, or the same settings to go on"
+        )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(file, json.dumps(now, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run(main, Config)
