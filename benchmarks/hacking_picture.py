@@ -45,7 +45,7 @@ def main() -> None:
     left.set_ylim(0.5, 10.2)
     right_axis.set_ylabel("learned reward (standard deviations)")
     lines = left.get_lines()[1:] + right_axis.get_lines()[1:]
-    left.legend(lines, [line.get_label() for line in lines], loc="lower left", fontsize=8)
+    left.legend(lines, [line.get_label() for line in lines], loc="center right", fontsize=8)
     rounds = sorted(loop.glob("policy-*"), key=lambda p: int(p.name.split("-")[1]))
     curve(right, [hacked], "reward/gold", GOLD, "no KL")
     curve(right, [policy], "reward/gold", WITH_KL, "KL penalty 0.1")

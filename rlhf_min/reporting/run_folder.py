@@ -123,7 +123,8 @@ class RunLog:
         state = state or {}
         if "random" in state:
             checkpoints.restore_random_states(state["random"])
-        step = state.get("step", 0)  # the sum also waits until all have read what is in the folder
+        step = state.get("step", 0)
+        # This sum also makes rank 0, which writes below, wait until all have read the folder.
         if ranks.all_sum(step)[0] != step * ranks.size():
             raise InputError(f"the processes see other checkpoints in {self.out}: share one folder")
         if not ranks.is_first():
