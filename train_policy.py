@@ -49,7 +49,7 @@ class Config:
     temperature: float = option(1.0, "of the sampling distribution", at_least=0.01)
     steps: int = option(80, "rollouts", heading="Optimisation", at_least=1)
     lr: float = option(8e-4, "learning rate", "--learning-rate", above=0, at_most=1)
-    lora_rank: int = option(0, "LoRA, e.g. 8 with --lr 2e-3 (0: off)", at_least=0, at_most=4096)
+    lora_rank: int = option(0, "LoRA, e.g. 8 with --lr 4e-3 (0: off)", at_least=0, at_most=4096)
     lora_alpha: float = option(16.0, "scales adapters by alpha / rank", above=0)
     warm_up: float = option(5, "steps of rising learning rate (below 1: a share)", at_least=0)
     max_grad_norm: float = option(1.0, "larger gradients are scaled down to this norm", above=0)

@@ -1,10 +1,11 @@
-"""Everything there is to measure on a GPU, in under ten minutes: tests, decoding, training steps.
+"""The measurements that need a GPU, in under ten minutes: tests, decoding, training steps.
 
     python benchmarks/gpu.py                 # writes gpu.json and prints a table
     python benchmarks/gpu.py --quick         # a tiny model, a few seconds, any machine
 
-The model has random weights and SmolLM2-135M's shape.  A part that fails is named in the JSON with
-the last line of its error, and the others go on.
+"x generate" is how many times faster sampling is than `generate`, "share of peak" the operations of
+training divided by what the GPU can do.  The model has random weights and SmolLM2-135M's shape.  A
+part that fails is named in the JSON with the last line of its error, and the others go on.
 """
 
 import argparse
@@ -29,8 +30,17 @@ LARGE = {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536}
 LARGE |= {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
 TINY = {"vocab_size": 259, "hidden_size": 16, "intermediate_size": 32}
 TINY |= {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
-# Dense bfloat16 products per second, in TFLOP/s, as the maker states them.
-PEAK = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "4090": 165, "T4": 65}
+# Peak of dense bfloat16 matrix products in TFLOP/s, from the makers' data sheets (T4: float16).
+PEAK = {
+    "H200": 989,
+    "H100": 989,
+    "A100": 312,
+    "L40S": 362,
+    "L40": 181,
+    "L4": 121,
+    "4090": 165,
+    "T4": 65,
+}
 
 
 def write_models(folder: Path, shape: dict) -> str:

@@ -30,9 +30,11 @@ class Config:
     steps: int = option(60, "of each policy", at_least=1)
     kl: float = option(0.2, "weight of the KL penalty", at_least=0)
     lr: float = option(5e-4, "learning rate of each policy", above=0)
-    old: int = option(2000, "original pairs mixed into the comparisons", at_least=0)
+    old: int = option(2000, "original pairs in the mix (0: none)", at_least=0)
     cold: bool = option(False, "train each reward model from the start model")
-    rival: Literal["self", "last"] = option("self", "what each policy is compared with")
+    rival: Literal["self", "last"] = option(
+        "self", "the policy is judged against itself or the last"
+    )
 
 
 if __name__ == "__main__":
@@ -93,7 +95,15 @@ def step(script: str, out: Path, *flags) -> None:
 
 
 def check_settings(config: Config) -> None:
-    """Raise InputError if the folder holds a loop with other settings; else write them there."""
+    """Raise InputError for settings that cannot work together or differ from those in the folder.
+
+    They are written there, as loop.json.
+    """
+    if 0 < config.old < config.comparisons:
+        raise InputError(
+            f"--old {config.old} is below --comparisons {config.comparisons}: train_rm.py --limit "
+            "counts each source alone and would drop verdicts: take at least as many, or 0"
+        )
     file = Path(config.out) / "loop.json"
     now, before = asdict(config), read_json(file)
     changed = [name for name in now if before and now[name] != before.get(name)]

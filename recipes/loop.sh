@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# The circle: policy → judge → reward model → policy, several rounds.  It is written in loop.py.
+# A short form of recipes/loop.py: policy → judge → reward model → policy, several rounds.
 #
 #   recipes/loop.sh [ROUNDS] [COMPARISONS] [OUT] [SEED]        (3 1900 runs/loop 0)
 #
 # Environment variables give the other settings: START=DIR (start model), REWARD_MODEL=DIR (the
-# first one), STEPS, KL, LR (of each policy), OLD, COLD=1, RIVAL=last (see loop.py --help).
+# reward model of round 0), STEPS, KL, LR (of each policy), OLD=N (original pairs in the mix), COLD=1
+# (train each reward model from the start model), RIVAL=last (judge against the policy before).
 cd "$(dirname "$0")/.." || exit 1
 exec "${PYTHON:-python}" recipes/loop.py --rounds "${1:-3}" --comparisons "${2:-1900}" \
   --out "${3:-runs/loop}" --seed "${4:-0}" --start "${START:-runs/zoo-base}" \
