@@ -16,56 +16,37 @@ import tempfile
 import time
 from pathlib import Path
 
+import timing  # noqa: F401 (puts rlhf_min on the path)
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlamaForSequenceClassification,
-    PreTrainedTokenizerFast,
-)
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+from rlhf_min.zoo.start_model import train_tokenizer
 
 ROOT = Path(__file__).parents[1]
 LARGE = {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536}
 LARGE |= {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
-TINY = {"vocab_size": 259, "hidden_size": 16, "intermediate_size": 32}
+TINY = {"vocab_size": 260, "hidden_size": 16, "intermediate_size": 32}
 TINY |= {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
 # Peak of dense bfloat16 matrix products in TFLOP/s, from the makers' data sheets (T4: float16).
-PEAK = {
-    "H200": 989,
-    "H100": 989,
-    "A100": 312,
-    "L40S": 362,
-    "L40": 181,
-    "L4": 121,
-    "4090": 165,
-    "T4": 65,
-}
+PEAK = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L40": 181, "L4": 121}
+PEAK |= {"4090": 165, "T4": 65}
 
 
-def write_models(folder: Path, shape: dict) -> str:
-    """Random language model `folder`/model, and beside it the reward model `folder`/model-rm."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = ["<pad>", "<s>", "</s>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=259, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator([""], trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
-    )
-    ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+def write_models(folder: Path, shape: dict) -> tuple[str, int]:
+    """Write a random language model `model` and reward model `model-rm`; path and weights.
+
+    The tokenizer has one token per byte.
+    """
+    tokenizer = train_tokenizer([""])
+    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    ends |= {"bos_token_id": None, "num_labels": 1}
     config = LlamaConfig(max_position_embeddings=2048, tie_word_embeddings=True, **ends, **shape)
     torch.manual_seed(0)
-    kinds = {"model": LlamaForCausalLM, "model-rm": LlamaForSequenceClassification}
-    for name, kind in kinds.items():
-        config.num_labels = 1
-        kind(config).save_pretrained(folder / name)
-        fast.save_pretrained(folder / name)
-    return str(folder / "model")
+    for name, kind in (("model-rm", LlamaForSequenceClassification), ("model", LlamaForCausalLM)):
+        model = kind(config)
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return str(folder / "model"), model.num_parameters()
 
 
 def run(words: list[str], seconds: float) -> dict:
@@ -140,9 +121,7 @@ def main() -> None:
     deadline = time.perf_counter() + args.seconds
     print(f"{device}, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as folder:
-        model = write_models(Path(folder), TINY if args.quick else LARGE)
-        loaded = LlamaForCausalLM.from_pretrained(model)
-        weights = loaded.num_parameters()
+        model, weights = write_models(Path(folder), TINY if args.quick else LARGE)
         for name, words in parts(model, args.quick).items():
             result = run(words, max(1.0, min(240.0, deadline - time.perf_counter())))
             result |= speed(result, weights)

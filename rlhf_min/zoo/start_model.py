@@ -18,7 +18,7 @@ from rlhf_min.zoo.world import demonstrations
 
 START_MODEL = "runs/zoo-base"  # the default folder
 PAD, USER, ASSISTANT, END = SPECIAL = "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"
-VOCABULARY, CONTEXT = 768, 256  # tokens, at most: every word of the world is one
+VOCABULARY, CONTEXT = 768, 256  # tokens at most; every word of the zoo becomes one
 BATCH_SIZE, LEARNING_RATE = 32, 4e-3  # examples; peak
 # A system turn becomes a user turn, because the demonstrations have no system turns.
 CHAT_TEMPLATE = (
