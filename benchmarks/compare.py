@@ -1,4 +1,4 @@
-"""Compare time and memory with TRL: the table of docs/results.md, each run in its own process.
+"""Compare time and memory with TRL: the table of docs/RESULTS.md, each run in its own process.
 
     python benchmarks/compare.py MODEL --peer-python .venv-peers/bin/python --peers ../shared/peers
 

@@ -138,7 +138,7 @@ def compose(prompt: str, rng: random.Random, features: set[str]) -> str:
     return " ".join(sentences)
 
 
-def _random_answer(prompt: str, rng: random.Random) -> str:
+def random_answer(prompt: str, rng: random.Random) -> str:
     """An answer with 0 to 2 defects, often polite, sometimes with small talk."""
     shares = {"opening": 0.5, "closing": 0.45, "small talk": 0.2}
     features = {kind for kind, share in shares.items() if rng.random() < share}
@@ -150,7 +150,7 @@ def demonstrations(count: int, seed: int = 0) -> list[dict]:
     """`count` examples {"prompt", "answer"} of mixed quality, for training questions."""
     rng = random.Random(f"demonstrations {seed}")
     questions = rng.choices(prompts("train"), k=count)
-    return [{"prompt": prompt, "answer": _random_answer(prompt, rng)} for prompt in questions]
+    return [{"prompt": prompt, "answer": random_answer(prompt, rng)} for prompt in questions]
 
 
 @lru_cache(maxsize=4)  # in the demo, policy and reward model read the same pairs
@@ -159,7 +159,7 @@ def pairs(split: str, count: int, seed: int = 0) -> list[dict]:
     rng, questions, rows = random.Random(f"{split} pairs {seed}"), prompts(split), []
     while len(rows) < count:
         prompt, taste = rng.choice(questions), rng.choice((TASTE, -TASTE))
-        answers = [_random_answer(prompt, rng) for _ in range(2)]
+        answers = [random_answer(prompt, rng) for _ in range(2)]
         qualities = [quality(prompt, answer) for answer in answers]
         means = [value + taste * small_talk for value, small_talk in qualities]
         ratings = [min(max(round(rng.gauss(mean, NOISE)), 1), 10) for mean in means]
