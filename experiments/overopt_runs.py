@@ -93,13 +93,17 @@ def best_of_n_curves(scorer: RewardScorer, kept: dict) -> dict:
     """
     gold = spread(kept["gold"], kept["which"])
     score, finished = scored(scorer, kept), spread(kept["finished"], kept["which"])
-    gold, score = (gold - gold.mean()) / gold.std(), (score - score.mean()) / (score.std() or 1.0)
-    accuracy = np.sign(score[:, ::2] - score[:, 1::2]) * np.sign(gold[:, ::2] - gold[:, 1::2])
+    gold, score = (
+        (gold - gold.mean()) / (gold.std() or 1.0),
+        (score - score.mean()) / (score.std() or 1.0),
+    )
+    unequal = np.sign(gold[:, ::2] - gold[:, 1::2])
+    agree = (np.sign(score[:, ::2] - score[:, 1::2]) * unequal).sum()
     score = score - (1.0 - finished)
     score -= score.mean()
     labels, grid = np.array(kept["which"]), [n for n in N_GRID if n <= gold.shape[1]]
     return {
-        "accuracy": 0.5 + accuracy.mean() / 2 / (gold[:, ::2] != gold[:, 1::2]).mean(),
+        "accuracy": 0.5 + agree / 2 / max(1, np.abs(unequal).sum()),
         "n": grid,
         "gold": [best_of_n.best_of_n(score, gold, n).mean() for n in grid],
         "score": [best_of_n.best_of_n(score, score, n).mean() for n in grid],
@@ -181,7 +185,7 @@ def point(step: int, kl: float, score, finished, prompts: list[str], answers: li
         "step": step,
         "kl": kl,
         "gold": float(gold.mean()),
-        "gold_std": float(gold.std()),
+        "gold_std": float(gold.std()) or 1.0,
         "score": score.mean().item(),
         "score_std": score.std().item() or 1.0,
         "finished": finished.double().mean().item(),

@@ -18,7 +18,7 @@ PAIRS, MIDDLE = (100, 300, 1000, 3000, 10_000), 3000
 PENALTIES = (0.05, 0.1, 0.2)  # KL weights of the frontier test, on the middle cell
 FULL = {"steps": 60, "eval_prompts": 192, "prompts": 32, "samples": 1000}
 QUICK = {"steps": 12, "eval_prompts": 8, "prompts": 3, "samples": 16}
-TINY = {"steps": 30, "examples": 640}  # start models of --quick
+TINY = {"steps": 30, "examples": 320}  # start models of --quick
 MIN_STEPS = 100  # of a reward model; else one epoch
 
 
