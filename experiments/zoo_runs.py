@@ -71,6 +71,12 @@ def summary(folder: Path) -> dict:
     return read_json(folder / "summary.json")
 
 
+def held_out_scores(folder: Path) -> list[dict]:
+    """The rows of held_out_scores.jsonl of a reward model, one per held-out pair."""
+    lines = (folder / "held_out_scores.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
 def metrics(folder: Path) -> list[dict]:
     """The rows of metrics.jsonl of a run, one per step."""
     lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
