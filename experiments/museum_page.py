@@ -155,8 +155,7 @@ def report(rows: list[dict], out: Path) -> dict[str, str]:
         draw(results, out / "museum.png")
     seeds = len({row["settings"]["seed"] for row in rows})
     commits = sorted({row["commit"] for row in rows if "commit" in row})
-    text = (
-        f"{seeds} seeds; mean [95 % interval] of held-out gold, measured by the right code; commit "
-        f"{', '.join(map(str, commits))}.\n\n{overview(results)}"
-    )
+    measured = "mean [95 % interval] of held-out gold, measured by the right code"
+    text = f"{seeds} seeds; {measured}; commit {', '.join(map(str, commits))}."
+    text = f"{text}\n\n{overview(results)}" if rows else "No run yet."
     return {"museum": text} | {f"museum {name}": section(results, name) for name in MISTAKES}
