@@ -25,8 +25,8 @@ WORDS = (
     "The learned reward still rises, the true rating falls: reward hacking.",
     "The reward model learns which answers are bad. The policy goes on: it gets better again.",
 )
-FAST, SLOW = 220, 160  # milliseconds of a scene of phases 1 and 2, and of phase 3
-START, PEAK, HACKED, JUDGE, AGAIN, END = 1800, 2200, 2400, 3200, 900, 4500  # of those that pause
+FAST, SLOW = 180, 120  # milliseconds of a scene of phases 1 and 2, and of phase 3
+START, PEAK, HACKED, JUDGE, AGAIN, END = 1500, 2000, 2200, 3000, 800, 4000  # pauses
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,8 @@ def answer_text(prompt: str, frame: dict, question: int, where: str) -> tuple:
     answer, gold, learned = frame["answers"][question]
     return (
         ("small", f"Question: {prompt}"),
-        ("plain", f"Answer {where}:"),
+        ("plain", f"Answer {where} (true rating {gold:.1f} of 10, learned reward {learned:+.1f}):"),
         ("good" if gold > 5.5 else "bad", wrapped(answer or "(nothing)")),
-        ("small", f"Its true rating: {gold:.1f} of 10.  Its learned reward: {learned:+.1f}."),
     )
 
 
@@ -120,7 +119,7 @@ def draw(figure, scene: Scene, data: Curves) -> Image.Image:
     figure.clear()
     figure.text(0.02, 0.975, TITLES[scene.phase], fontsize=17, weight="bold", va="top")
     figure.text(0.02, 0.915, WORDS[scene.phase], fontsize=11.5, va="top")
-    left = figure.add_axes((0.075, 0.44, 0.85, 0.42))
+    left = figure.add_axes((0.055, 0.43, 0.885, 0.38))
     right = left.twinx()
     n, ends = scene.points, [data.steps[0], data.steps[data.peak], data.steps[data.breaks[0]]]
     for low, high, colour, label in zip(
@@ -128,6 +127,7 @@ def draw(figure, scene: Scene, data: Curves) -> Image.Image:
     ):
         if n > 1 and data.steps[n - 1] >= low and (label != "3" or scene.phase == 2):
             left.axvspan(low, min(high, data.steps[n - 1]), color=colour, lw=0)
+            left.text(low + 1, 0.8, label, fontsize=13, weight="bold", color="0.45")
     for index in data.breaks:
         if index < n:
             left.axvline(data.steps[index], color="0.4", lw=1, ls="--")
@@ -141,7 +141,7 @@ def draw(figure, scene: Scene, data: Curves) -> Image.Image:
     for y, (kind, text) in zip(heights(scene.texts), scene.texts, strict=True):
         colour = {"good": "#00684A", "bad": "#A33F00"}.get(kind, "black")
         size = 10.5 if kind == "small" else 12
-        figure.text(0.03, y, text, fontsize=size, color=colour, va="top", linespacing=1.25)
+        figure.text(0.02, y, text, fontsize=size, color=colour, va="top", linespacing=1.25)
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=100, format="png")
     return Image.open(buffer).convert("RGB")
@@ -157,13 +157,16 @@ def heights(texts: tuple) -> list[float]:
 
 
 def style_axes(left, right, data: Curves) -> None:
-    """Fixed limits, so that the axes stand still; labels in the colours of the lines."""
+    """Fixed limits, so that the axes stand still; their names in the colours of the lines."""
     margin = 0.1 * (max(data.learned) - min(data.learned) or 1)
     left.set(xlim=(0, data.steps[-1] * 1.02), ylim=(0.5, 10.3), yticks=[1, 4, 7, 10])
     right.set(ylim=(min(data.learned) - margin, max(data.learned) + margin))
     left.set_xlabel("training step", fontsize=10.5, labelpad=1)
-    left.set_ylabel("true rating (solid, ●)", color=GOLD, fontsize=11.5, weight="bold")
-    right.set_ylabel("learned reward (dashed, ■)", color=LEARNED, fontsize=11.5, weight="bold")
+    texts = "● solid: true rating, 1 to 10", "■ dashed: learned reward, for which it is trained"
+    for x, text, colour in zip((0.0, 0.42), texts, (GOLD, LEARNED), strict=True):
+        left.text(
+            x, 1.03, text, color=colour, fontsize=11.5, weight="bold", transform=left.transAxes
+        )
     left.tick_params(labelsize=10.5, colors=GOLD, axis="y")
     right.tick_params(labelsize=10.5, colors=LEARNED)
     for axes in (left, right):

@@ -15,6 +15,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 
@@ -23,6 +25,7 @@ import torch
 from experiments import lab
 from experiments.entry_audit import audit
 from rlhf_min import InputError
+from rlhf_min.data.files import read_jsonl
 from rlhf_min.models.answers import sample_texts
 from rlhf_min.models.loading import load_causal_lm, load_tokenizer
 from rlhf_min.reporting.environment import environment
@@ -51,6 +54,20 @@ def command_of(entry: Path, seed: int, out: Path) -> list[str]:
     return [programs[entry.suffix], str(entry), str(seed), str(out)]
 
 
+@contextmanager
+def two_cores() -> Iterator[None]:
+    """Context manager: this process and its children may use two cores only (where Linux runs)."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(cores)[:CORES])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
 def run_entry(entry: Path, seed: int, out: Path) -> float:
     """Run an entry in the new folder `out`; returns its seconds.
 
@@ -63,14 +80,10 @@ def run_entry(entry: Path, seed: int, out: Path) -> float:
     kept = ("PATH", "HOME", "LANG", "TMPDIR", "VIRTUAL_ENV", "OMP_NUM_THREADS")
     own = {name: os.environ[name] for name in kept if name in os.environ}
     own |= {"PYTHONPATH": str(lab.ROOT), "PYTHON": sys.executable, "HF_HUB_OFFLINE": "1"}
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, cores[:CORES])  # inherited by the entry
-    begin = time.perf_counter()
-    try:
+    with two_cores():
+        begin = time.perf_counter()
         code = subprocess.run(command, cwd=lab.ROOT, env=own).returncode
-    finally:
-        os.sched_setaffinity(0, cores)
-    seconds = time.perf_counter() - begin
+        seconds = time.perf_counter() - begin
     if code:
         raise InputError(f"{' '.join(command)} ended with exit code {code}")
     if not (out / "policy/config.json").exists():
@@ -137,7 +150,7 @@ def tables(rows: list[dict]) -> str:
 
 def published(file: Path = ROWS, page: Path = PAGE) -> None:
     """Write the tables of the page from the rows; the newest row of a program counts."""
-    newest = {row["settings"]["entry"]: row for row in lab.read_rows(file).values()}
+    newest = {row["settings"]["entry"]: row for row in read_jsonl(file)}
     lab.publish("leaderboard", tables(list(newest.values())), page)
 
 
