@@ -97,3 +97,10 @@ def gold_pairs(count: int, seed: int) -> Path:
         (folder / "pairs.jsonl").write_text(text, "utf-8")
 
     return built("gold-pairs", {"count": count, "seed": seed}, build) / "pairs.jsonl"
+
+
+def binned(rows: list[dict], name: str, width: int, digits: int = 4) -> list[float]:
+    """The means of `width` consecutive steps of a metric in `metrics`, rounded."""
+    values = [row[name] for row in rows]
+    groups = [values[i : i + width] for i in range(0, len(values), width)]
+    return [round(sum(group) / len(group), digits) for group in groups]
