@@ -87,7 +87,7 @@ def plugged_policy(method: str, start: Path, reward: Path, settings: dict) -> Pa
 
     def build(folder: Path) -> None:
         config = train_policy.Config(str(start), str(reward), out=str(folder))
-        with objectives.plugged_in(method) as own:
+        with objectives.plugged_in(method) as own, zoo_runs.without_reports():
             train_policy.main(replace(config, **settings))
         (folder / "outside.json").write_text(json.dumps(own.outside), "utf-8")
 

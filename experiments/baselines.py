@@ -2,7 +2,7 @@
 
     python -m experiments.baselines
 
-At a fixed policy (the start model; the policy after 30 steps) the gradient is estimated from 40
+At a fixed policy (the start model; the policy after 30 steps) the gradient is estimated from 30
 independent batches of 64 answers.  The learning curves use 64 answers a step too.
 """
 
@@ -42,7 +42,7 @@ def settings(quick: bool) -> list[dict]:
     """One run per fixed policy and per learning curve, whole seeds after one another."""
     size = {"steps": 2, "early": 2, "batches": 3, "prompts": 8, "quick": True}
     if not quick:
-        size = {"steps": STEPS, "early": EARLY, "batches": 40, "prompts": 256, "quick": False}
+        size = {"steps": STEPS, "early": EARLY, "batches": 30, "prompts": 256, "quick": False}
     runs = []
     for seed in range(1) if quick else SEEDS:
         common = {"seed": seed, **size}

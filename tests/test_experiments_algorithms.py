@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 import train_policy
-from experiments import algorithms, algorithms_report, baselines, claims, dpo, objectives
+from experiments import algorithms, algorithms_report, baselines, claims, dpo, objectives, zoo_runs
 from experiments import gradient_variance as gv
 from rlhf_min.maths.policy_losses import ppo_clip, reinforce
 
@@ -162,7 +162,8 @@ def tiny_lab(tmp_path_factory):
     """A folder for the studies' models, and no more than one thread's worth of work."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RLHF_MIN_LAB", str(tmp_path_factory.mktemp("lab")))
-        yield
+        with zoo_runs.without_reports():
+            yield
 
 
 def test_the_study_of_baselines_in_tiny_form(tiny_lab, tmp_path):
