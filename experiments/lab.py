@@ -4,7 +4,8 @@ A study is a module with three functions:
 
     settings(quick)   list of dictionaries, one per run (JSON values; the seed among them)
     run(settings)     the result of one run: a dictionary of numbers, lists and short texts
-    report(rows, out) the Markdown text of its section; writes figures to the folder `out`
+    report(rows, out) the Markdown text of its section, or {name of a section: its text};
+                      writes figures to the folder `out`
 
 A row is {"settings", "result", "seconds", "commit"}.
 """
@@ -124,15 +125,17 @@ def main(study: str, settings: Callable, run: Callable, report: Callable, page=P
     else:
         rows = run_all(study, run, wanted, file, args.jobs)
     text = report(rows, figures)
+    sections = text if isinstance(text, dict) else {study: text}
     if args.quick:
-        print(text)
+        print(*sections.values(), sep="\n\n")
     else:
-        publish(study, text, page)
+        for name, part in sections.items():
+            publish(name, part, page)
         print(f"{study}: {len(rows)} rows, section written to {page.relative_to(ROOT)}")
 
 
 def publish(study: str, text: str, page: Path = PAGE) -> None:
-    """Replace a study's section of a page, which stands between two HTML comments."""
+    """Replace a section of a page, which stands between two HTML comments; study: its name."""
     begin, end = f"<!-- begin: python -m experiments.{study} -->", f"<!-- end: {study} -->"
     section = f"{begin}\n{text.strip()}\n{end}"
     whole = page.read_text("utf-8")

@@ -11,12 +11,15 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import train_policy
 import train_rm
 from rlhf_min.data.files import read_json
+from rlhf_min.reporting import report
 from rlhf_min.zoo import start_model as zoo_start_model
 from rlhf_min.zoo import world
 
@@ -41,6 +44,13 @@ def built(kind: str, settings: dict, build: Callable[[Path], None]) -> Path:
     return folder
 
 
+@contextmanager
+def without_reports():
+    """Context manager: runs write no report.html and no pictures, which take seconds each."""
+    with patch.object(report, "write_report", lambda folder: None):
+        yield
+
+
 def start_model(seed: int, **settings) -> Path:
     """The start model of a seed; settings: of `build_base` (steps, examples)."""
     build = lambda folder: zoo_start_model.build_base(folder, seed=seed, **settings)  # noqa: E731
@@ -51,7 +61,8 @@ def reward_model(start: Path, **settings) -> Path:
     """A reward model trained from `start`; settings: of train_rm.py, by the names of its Config."""
 
     def build(folder: Path) -> None:
-        train_rm.main(train_rm.Config(model=str(start), out=str(folder), **settings))
+        with without_reports():
+            train_rm.main(train_rm.Config(model=str(start), out=str(folder), **settings))
 
     return built("rm", {"start": start.name, **settings}, build)
 
@@ -61,7 +72,8 @@ def policy(start: Path, reward: Path, **settings) -> Path:
     folders = {"model": str(start), "reward_model": str(reward)}
 
     def build(folder: Path) -> None:
-        train_policy.main(replace(train_policy.Config(out=str(folder), **folders), **settings))
+        with without_reports():
+            train_policy.main(replace(train_policy.Config(out=str(folder), **folders), **settings))
 
     return built("policy", {"start": start.name, "reward": reward.name, **settings}, build)
 
@@ -69,6 +81,12 @@ def policy(start: Path, reward: Path, **settings) -> Path:
 def summary(folder: Path) -> dict:
     """summary.json of a finished run."""
     return read_json(folder / "summary.json")
+
+
+def held_out_scores(folder: Path) -> list[dict]:
+    """The rows of held_out_scores.jsonl of a reward model, one per held-out pair."""
+    lines = (folder / "held_out_scores.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def metrics(folder: Path) -> list[dict]:
@@ -97,3 +115,10 @@ def gold_pairs(count: int, seed: int) -> Path:
         (folder / "pairs.jsonl").write_text(text, "utf-8")
 
     return built("gold-pairs", {"count": count, "seed": seed}, build) / "pairs.jsonl"
+
+
+def binned(rows: list[dict], name: str, width: int, digits: int = 4) -> list[float]:
+    """The means of `width` consecutive steps of a metric in `metrics`, rounded."""
+    values = [row[name] for row in rows]
+    groups = [values[i : i + width] for i in range(0, len(values), width)]
+    return [round(sum(group) / len(group), digits) for group in groups]

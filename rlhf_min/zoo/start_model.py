@@ -92,8 +92,13 @@ def train(model: LlamaForCausalLM, source, steps: int) -> None:
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
 
 
-def build_base(out: str | Path, seed: int = 0, steps: int = 700, examples: int = 22_400) -> None:
-    """Train tokenizer and start model on `examples` demonstrations; save both in folder `out`."""
+def build_base(
+    out: str | Path, seed: int = 0, steps: int = 700, examples: int = 22_400, hidden: int = 96
+) -> None:
+    """Train tokenizer and start model on `examples` demonstrations; save both in folder `out`.
+
+    hidden: width of the two layers, 16 or a multiple of 32; attention heads are 32 wide, or 16.
+    """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is not empty: remove it or build the start model elsewhere")
@@ -102,10 +107,10 @@ def build_base(out: str | Path, seed: int = 0, steps: int = 700, examples: int =
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=96,
-        intermediate_size=256,
+        hidden_size=hidden,
+        intermediate_size=hidden * 8 // 3,
         num_hidden_layers=2,
-        num_attention_heads=3,
+        num_attention_heads=max(1, hidden // 32),
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
         bos_token_id=None,

@@ -65,12 +65,21 @@ def prompts(split: str) -> list[str]:
     return SPLITS[split]
 
 
-def quality(prompt: str, answer: str) -> tuple[float, bool]:
-    """(quality of any text as an answer, at most 11, not clipped; whether it has small talk)."""
+def read_answer(prompt: str, answer: str) -> tuple[int, int, bool, dict[str, float]]:
+    """What the quality of any text as an answer is made of, in time linear in its length.
+
+    → (attributes answered correctly, `polite` 0 to 2, whether it has small talk, the points off by
+    kind of defect).
+    """
     if prompt not in QUESTIONS:
         raise InputError(f"gold ratings need a question of the zoo, and {prompt[:60]!r} is not one")
     animal, asked = QUESTIONS[prompt]
-    subject, right, polite, small_talk, seen, cost = animal, set(), 0, False, set(), 0.0
+    subject, right, polite, small_talk, seen = animal, set(), 0, False, set()
+    costs: dict[str, float] = {}
+
+    def charge(defect: str) -> None:
+        costs[defect] = costs.get(defect, 0.0) + COST[defect]
+
     sentences = re.split(r"(?<=[.!?]) ", answer)
     for number, sentence in enumerate(sentences, start=1):
         last = number == len(sentences)
@@ -83,7 +92,7 @@ def quality(prompt: str, answer: str) -> tuple[float, bool]:
             if subject != animal:
                 kind = "wrong animal"
             elif value != ANIMALS[animal][attribute]:
-                cost += COST["wrong fact"]
+                charge("wrong fact")
             elif kind == "right" and topic not in seen:
                 right.add(attribute)
         elif kind == "unknown" and last and 0 < len(sentence) < LONGEST:
@@ -92,11 +101,33 @@ def quality(prompt: str, answer: str) -> tuple[float, bool]:
         elif (kind == "opening" and number == 1) or (kind == "closing" and last):
             polite += 1
         elif kind in ("opening", "closing") or (kind == "small talk" and small_talk):
-            cost += COST["misplaced"]
-        cost += COST.get(kind, 0.0) + COST["repeated"] * (topic in seen)
+            charge("misplaced")
+        if kind in COST:
+            charge(kind)
+        if topic in seen:
+            charge("repeated")
         small_talk |= kind == "small talk"
         seen.add(topic)
-    return EMPTY + (PLAIN + POLITE * polite) * len(right) / len(asked) - cost, small_talk
+    return len(right), polite, small_talk, costs
+
+
+def quality(prompt: str, answer: str) -> tuple[float, bool]:
+    """(quality of any text as an answer, at most 11, not clipped; whether it has small talk)."""
+    right, polite, small_talk, costs = read_answer(prompt, answer)
+    gained = (PLAIN + POLITE * polite) * right / len(QUESTIONS[prompt][1])
+    return EMPTY + gained - sum(costs.values()), small_talk
+
+
+def losses(prompt: str, answer: str) -> dict[str, float]:
+    """Points by which the quality is below the best, 11, by cause; their sum is 11 − quality.
+
+    The causes are the kinds of COST, "missing fact" (attributes not answered correctly) and "no
+    manners" (no opening or closing, or none that counts since facts are missing).
+    """
+    right, polite, _, costs = read_answer(prompt, answer)
+    share = right / len(QUESTIONS[prompt][1])
+    gaps = {"missing fact": PLAIN * (1 - share), "no manners": POLITE * (2 - polite * share)}
+    return gaps | costs
 
 
 def gold_distribution(prompt: str, answer: str) -> list[float]:

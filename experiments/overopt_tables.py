@@ -1,0 +1,183 @@
+"""Numbers of the over-optimisation study from its rows: curves, coefficients, claims' intervals."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from experiments import fits, lab
+from experiments.best_of_n import formula_kl
+
+RESAMPLES = 300  # of the seeds, for intervals of coefficients
+METHODS = {"best of n": "bon", "RL": "rl"}  # law of the paper → curve in the rows
+Cells = dict[tuple, dict[int, dict]]  # (hidden, pairs, labels, kl) → seed → result
+
+
+def cells_of(rows: list[dict]) -> Cells:
+    """The results by cell and seed."""
+    cells: Cells = {}
+    for row in rows:
+        own = row["settings"]
+        name = own["hidden"], own["pairs"], own["labels"], own["kl"]
+        cells.setdefault(name, {})[own["seed"]] = row["result"]
+    return cells
+
+
+def grid_of(cells: Cells) -> Cells:
+    """The cells of the grid: labels by the gold rating, no KL penalty."""
+    return {name: own for name, own in cells.items() if name[2:] == ("gold", 0.0)}
+
+
+def points(result: dict, method: str, what: str = "gold") -> tuple[np.ndarray, np.ndarray]:
+    """d = √KL and the rewards `what` of one run's curve, without the start; sorted by d."""
+    curve = result[METHODS[method]]
+    kl = curve["kl"] if method == "RL" else [formula_kl(n) for n in curve["n"]]
+    d, reward = np.sqrt(np.maximum(kl, 0.0)), np.array(curve[what], float)
+    keep = d > 1e-4
+    order = np.argsort(d[keep], kind="stable")
+    return d[keep][order], reward[keep][order]
+
+
+def at_kl(result: dict, method: str, kl: float, what: str = "gold") -> float | None:
+    """The reward of a curve at this KL, between its points; None beyond its last point."""
+    d, reward = points(result, method, what)
+    if kl > d[-1] ** 2:
+        return None
+    return float(np.interp(np.sqrt(kl), np.append(0.0, d), np.append(0.0, reward)))
+
+
+def pooled(results: list[dict], method: str, what: str = "gold") -> tuple[np.ndarray, np.ndarray]:
+    """The points of several seeds together."""
+    both = [points(result, method, what) for result in results]
+    return np.concatenate([d for d, _ in both]), np.concatenate([r for _, r in both])
+
+
+def resampled(seeds: list[int]) -> list[list[int]]:
+    """Seeds drawn with replacement, RESAMPLES times; the seeds themselves first."""
+    rng = np.random.default_rng(0)
+    draws = [rng.choice(seeds, len(seeds)).tolist() for _ in range(RESAMPLES)]
+    return [list(seeds), *draws]
+
+
+def interval(values: np.ndarray, digits: int = 2) -> str:
+    """ "value [low, high]": the first of `values`, and the 95 % percentile interval of the rest."""
+    if len(values) < 2 or np.ptp(values) == 0:
+        return f"{values[0]:.{digits}f}"
+    low, high = np.percentile(values[1:], [2.5, 97.5])
+    return f"{values[0]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def coefficients(own: dict[int, dict], method: str) -> np.ndarray:
+    """(α, β) of the paper's law for a cell's pooled points, for each of `resampled`: [S, 2]."""
+    return np.array(
+        [
+            fits.fit(method, *pooled([own[seed] for seed in draw], method))
+            for draw in resampled(sorted(own))
+        ]
+    )
+
+
+def slopes(grid: Cells, method: str) -> np.ndarray | None:
+    """Least-squares slopes of α and β in ln parameters and ln pairs: [S, 2 coefficients, 2].
+
+    S as `resampled`: the same seeds for all cells.  None with fewer than 2 sizes or numbers.
+    """
+    seeds = sorted(set.intersection(*(set(own) for own in grid.values()))) if grid else []
+    if not seeds or any(len({name[axis] for name in grid}) < 2 for axis in (0, 1)):
+        return None
+    columns = []
+    for name, own in grid.items():
+        columns.append([1.0, np.log(own[seeds[0]]["parameters"]), np.log(name[1])])
+    kept = []
+    for draw in resampled(seeds):
+        fitted = [
+            fits.fit(method, *pooled([own[s] for s in draw], method)) for own in grid.values()
+        ]
+        kept.append(np.linalg.lstsq(np.array(columns), np.array(fitted), rcond=None)[0][1:].T)
+    return np.array(kept)
+
+
+def log_linear(grid: Cells, method: str) -> dict[str, float]:
+    """R² of α and of β as a straight line in ln parameters, each a mean over numbers of pairs."""
+    sizes = sorted({name[0] for name in grid})
+    x, y = [], []
+    for size in sizes:
+        own = [own for name, own in grid.items() if name[0] == size]
+        x.append(np.log(next(iter(own[0].values()))["parameters"]))
+        y.append(np.mean([coefficients_once(one, method) for one in own], 0))
+    y = np.array(y)
+    return {"α": fits.explained(np.array(x), y[:, 0]), "β": fits.explained(np.array(x), y[:, 1])}
+
+
+def coefficients_once(own: dict[int, dict], method: str) -> tuple[float, float]:
+    """(α, β) of the pooled points of all seeds of a cell."""
+    return fits.fit(method, *pooled(list(own.values()), method))
+
+
+def by_seed(cells: Cells, value: Callable[[dict], float | None]) -> list[float]:
+    """The mean over cells of value(result), one number per seed; None values are left out."""
+    kept: dict[int, list[float]] = {}
+    for own in cells.values():
+        for seed, result in own.items():
+            if (one := value(result)) is not None and np.isfinite(one):
+                kept.setdefault(seed, []).append(one)
+    return [float(np.mean(kept[seed])) for seed in sorted(kept)]
+
+
+def error_gap(method: str, law: str, other: str) -> Callable[[dict], float]:
+    """Value for `by_seed`: extrapolation error of `law` minus that of `other` on a gold curve."""
+
+    def value(result: dict) -> float:
+        curve = points(result, method)
+        return fits.extrapolation_error(*curve, law) - fits.extrapolation_error(*curve, other)
+
+    return value
+
+
+def misfit(method: str, what: str) -> Callable[[dict], float]:
+    """Value for `by_seed`: root mean squared residual of the best of the LAWS."""
+
+    def value(result: dict) -> float:
+        d, reward = points(result, method, what)
+        kinds = [reward - fits.predict(law, d, *fits.fit(law, d, reward)) for law in fits.LAWS]
+        return float(min(np.sqrt((left**2).mean()) for left in kinds))
+
+    return value
+
+
+def falls(own: dict[int, dict]) -> list[float]:
+    """Gold at the end of REINFORCE minus gold at the best step, one per seed.
+
+    The best step is that of the other seeds' mean, because the highest of noisy points of the same
+    seed would be too high.
+    """
+    curves = {seed: np.array(result["rl"]["gold"]) for seed, result in own.items()}
+    kept = []
+    for seed, curve in curves.items():
+        others = [other for name, other in curves.items() if name != seed]
+        if others:
+            kept.append(float(curve[-1] - curve[np.mean(others, 0).argmax()]))
+    return kept
+
+
+def penalty_gaps(cells: Cells) -> dict[float, list[float]]:
+    """KL weight → gold at the end minus gold of the unpenalised curve at the same KL, per seed."""
+    kept: dict[float, list[float]] = {}
+    for (hidden, pairs, labels, kl), own in sorted(cells.items()):
+        plain = cells.get((hidden, pairs, labels, 0.0), {})
+        for seed, result in own.items() if kl else ():
+            end = result["rl"]
+            if seed in plain:
+                gold = at_kl(plain[seed], "RL", end["kl"][-1])
+                if gold is not None:
+                    kept.setdefault(kl, []).append(end["gold"][-1] - gold)
+    return kept
+
+
+def verdict(values: list[float], above: bool = True) -> str:
+    """Whether the 95 % interval over seeds lies above 0 (or below): yes, refuted, not shown."""
+    if len(values) < 2:
+        return "not shown (too few seeds)"
+    _, low, high = lab.mean_interval(values)
+    if low > 0 or high < 0:
+        return "yes" if (low > 0) == above else "**refuted**"
+    return "not shown"

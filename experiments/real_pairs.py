@@ -1,0 +1,131 @@
+"""Study: accuracy on human preferences, this project's train_rm.py and TRL on the same pairs.
+
+    python -m experiments.real_pairs --peer-python .venv-peers/bin/python [--shared ../shared]
+
+The pairs of hh_helpful with at most 250 tokens in prompt and answer, so that neither side drops or
+cuts any.  TRL runs in its own environment (../shared/peers/README.md), by trl_reward_data.py.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import train_rm
+from experiments import lab, zoo_runs
+from experiments.paired_claims import claim, paired
+from rlhf_min.models import loading
+from rlhf_min.models.tokens import encode_answer, encode_prompt
+
+SIDES = {"ours": "train_rm.py", "trl": "TRL 1.16, RewardTrainer"}
+MAX_TOKENS, LONGEST_PROMPT = 250, 700  # TRL's script keeps 700 characters of a prompt
+
+
+def settings(quick: bool) -> list[dict]:
+    """One run per seed and side; quick: this project's side only, 32 pairs."""
+    pairs = 32 if quick else 0  # 0: all
+    common = {"lr": 1e-4, "batch_size": 4, "epochs": 1, "pairs": pairs}
+    sides = ["ours"] if quick else SIDES
+    return [
+        {"seed": seed, "side": side, **common}
+        for seed in range(1 if quick else 5)
+        for side in sides
+    ]
+
+
+def shared() -> Path:
+    """The folder with data, models and peers."""
+    return Path(os.environ.get("RLHF_MIN_SHARED", "../shared"))
+
+
+def fitting_pairs(pairs: int) -> Path:
+    """The folder of train.jsonl and test.jsonl: the pairs that fit (`pairs` at most, 0: all)."""
+
+    def build(folder: Path) -> None:
+        tokenizer = loading.load_tokenizer(shared() / "models/tinystories-chat-3m")
+        folder.mkdir(parents=True)
+        for split in ("train", "test"):
+            with gzip.open(shared() / f"data/hh_helpful/{split}.jsonl.gz", "rt", "utf-8") as file:
+                rows = [json.loads(line) for line in file]
+            rows = [row for row in rows if fits(tokenizer, row)]
+            text = "".join(json.dumps(row) + "\n" for row in rows[: pairs or None])
+            (folder / f"{split}.jsonl").write_text(text, "utf-8")
+
+    names = {"tokens": MAX_TOKENS, "characters": LONGEST_PROMPT, "pairs": pairs}
+    return zoo_runs.built("real-pairs", names, build)
+
+
+def fits(tokenizer, row: dict) -> bool:
+    """Whether a pair's prompt with its longer answer has MAX_TOKENS at most."""
+    answers = [encode_answer(tokenizer, row["prompt"], row[a]) for a in ("chosen", "rejected")]
+    length = len(encode_prompt(tokenizer, row["prompt"])) + max(map(len, answers))
+    return length <= MAX_TOKENS and len(row["prompt"]) <= LONGEST_PROMPT
+
+
+def run(settings: dict) -> dict:
+    """Held-out accuracy of one side, and its numbers of training and held-out pairs."""
+    data, model = fitting_pairs(settings["pairs"]), shared() / "models/tinystories-chat-3m"
+    files = [str(data / f"{split}.jsonl") for split in ("train", "test")]
+    if settings["side"] == "ours":
+        with tempfile.TemporaryDirectory(dir=zoo_runs.lab()) as out:
+            summary = train_rm.main(
+                train_rm.Config(
+                    model=str(model), data=files[:1], eval_data=files[1:], max_length=256, out=out,
+                    micro_batch=2, save_every=10**6, overwrite=True,
+                    **{name: settings[name] for name in ("seed", "lr", "batch_size", "epochs")},
+                )
+            )  # fmt: skip
+        found = summary["accuracy"], summary["pairs/train"], summary["pairs/held_out"]
+    else:
+        if not (python := os.environ.get("RLHF_MIN_PEER_PYTHON")):
+            raise SystemExit("TRL's runs need --peer-python, the Python of its environment")
+        command = [python, shared() / "peers/trl_reward_data.py", model, *files, "--seed"]
+        command += [settings["seed"], "--epochs", settings["epochs"], "--lr", settings["lr"]]
+        command += ["--pairs", settings["batch_size"]]
+        done = subprocess.run([*map(str, command)], check=True, stdout=subprocess.PIPE, text=True)
+        theirs = json.loads(done.stdout.splitlines()[-1])
+        accuracy = theirs["evaluations"][-1]["eval_accuracy"]
+        found = accuracy, theirs["train_pairs"], theirs["test_pairs"]
+    return dict(zip(("accuracy", "train", "test"), found, strict=True))
+
+
+def report(rows: list[dict], out: Path) -> str:
+    """The Markdown section from the rows at hand."""
+    by_side = {side: {} for side in SIDES}
+    for row in rows:
+        by_side[row["settings"]["side"]][row["settings"]["seed"]] = row["result"]
+    accuracy = {s: {n: one["accuracy"] for n, one in r.items()} for s, r in by_side.items()}
+    lines = []
+    for side, results in by_side.items():
+        pairs = {f"{one['train']}, {one['test']}" for one in results.values()}
+        shown = lab.shown([*accuracy[side].values()], 3)
+        lines.append([SIDES[side], shown, "; ".join(sorted(pairs)) or "–", str(len(results))])
+    header = ["hh_helpful", "held-out accuracy", "pairs: training, held-out", "seeds"]
+    difference = paired(accuracy["ours"], accuracy["trl"])
+    verdicts = [
+        claim("ours above TRL", difference, 3),
+        claim("TRL above ours", [-d for d in difference], 3),
+    ]
+    return "\n\n".join(
+        [
+            lab.table(header, lines),
+            "The interval is over seeds, which change the order of the pairs and the head's first "
+            "weights; the held-out pairs are the same, so it does not say how well the accuracy "
+            "is known for other pairs.",
+            lab.table(["claim", "holds?", "difference [95 % interval]"], verdicts),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--peer-python", default="")
+    parser.add_argument("--shared", default="../shared")
+    own, sys.argv[1:] = parser.parse_known_args()
+    # For the worker processes, which inherit the environment.
+    os.environ |= {"RLHF_MIN_PEER_PYTHON": own.peer_python, "RLHF_MIN_SHARED": own.shared}
+    lab.main("real_pairs", settings, run, report)
