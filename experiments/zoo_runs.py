@@ -67,15 +67,22 @@ def reward_model(start: Path, **settings) -> Path:
     return built("rm", {"start": start.name, **settings}, build)
 
 
-def policy(start: Path, reward: Path, **settings) -> Path:
-    """A policy trained from `start` against `reward`; settings: of train_policy.py's Config."""
-    folders = {"model": str(start), "reward_model": str(reward)}
+def policy(start: Path, reward: Path | list[Path], **settings) -> Path:
+    """A policy trained from `start` against `reward`, one folder or the members of an ensemble.
+
+    settings: of train_policy.py, by the names of its Config.
+    """
+    members = reward if isinstance(reward, list) else [reward]
+    paths = [str(member) for member in members]
+    folders = {"model": str(start), "reward_model": paths if len(paths) > 1 else paths[0]}
 
     def build(folder: Path) -> None:
         with without_reports():
             train_policy.main(replace(train_policy.Config(out=str(folder), **folders), **settings))
 
-    return built("policy", {"start": start.name, "reward": reward.name, **settings}, build)
+    names = [member.name for member in members]
+    names = names if len(names) > 1 else names[0]
+    return built("policy", {"start": start.name, "reward": names, **settings}, build)
 
 
 def summary(folder: Path) -> dict:
