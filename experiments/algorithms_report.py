@@ -10,8 +10,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.paired_claims import claim, paired
 from experiments.lab import mean_interval, shown, table
+from experiments.paired_claims import claim, paired
 
 NAMES = {
     "reinforce": "REINFORCE, moving average",

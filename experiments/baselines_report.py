@@ -9,8 +9,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from experiments.paired_claims import claim, paired
 from experiments.lab import mean_interval, shown, table
+from experiments.paired_claims import claim, paired
 
 NAMES = {
     "none": "none",

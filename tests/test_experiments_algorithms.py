@@ -11,8 +11,8 @@ from torch.testing import assert_close
 
 import train_policy
 from experiments import algorithms, algorithms_report, baselines, dpo, objectives, zoo_runs
-from experiments import paired_claims as claims
 from experiments import gradient_variance as gv
+from experiments import paired_claims as claims
 from rlhf_min.maths.policy_losses import ppo_clip, reinforce
 
 OWNERS = torch.tensor([0, 0, 0, 1, 2, 2])  # three answers of 3, 1 and 2 tokens
