@@ -22,7 +22,7 @@ from rlhf_min.data.files import read_json, read_jsonl
 from rlhf_min.maths.reward_shaping import standardise
 from rlhf_min.reporting import evaluation
 
-QUESTION = 0  # number of the one, of those kept, whose answers are shown
+QUESTION = 2  # of those kept: the one shown, because its answers go the way of the mean
 ANSWERS = 8  # questions whose answers are kept: evenly spaced among those evaluated
 FULL = {
     "seed": 0,
