@@ -5,7 +5,7 @@
 
 One run: a policy learns without a KL penalty and finds the reward model's errors; the gold judge
 compares the start model's answers with its answers; the reward model is retrained on the verdicts,
-and the policy goes on from where it was.  The row keeps held-out metrics and a few answers, at
+and a new policy is trained from the start model.  The row keeps held-out metrics and a few answers, at
 every few steps.
 """
 
@@ -29,7 +29,7 @@ FULL = {
     "start": {},
     "reward_model": {},
     "hack": {"kl": 0.0, "steps": 100, "eval_every": 5, "eval_prompts": 128},
-    "rounds": 2,
+    "rounds": 1,
     "comparisons": 1900,
     "old": 2000,
     "retrain": {"lr": 1e-3, "epochs": 2.0},
@@ -137,7 +137,9 @@ def run(settings: dict) -> dict:
         folder = judged(rival, policy, settings["comparisons"], 100 * seed + number)
         files.append(str(folder / "comparisons.jsonl"))
         reward = retrained(reward, files, settings, 100 * seed + number)
-        policy, frames = trained(start, policy, reward, 100 * seed + number, **settings["cure"])
+        # A hacked policy hardly finds back (docs/LOG.md): the first round trains a new one.
+        model = start if number == 1 else policy
+        policy, frames = trained(start, model, reward, 100 * seed + number, **settings["cure"])
         pairs = read_jsonl(folder / "comparisons.jsonl")
         pair = {name: pairs[0][name] for name in ("prompt", "chosen", "rejected")}
         result["rounds"].append({"comparisons": len(pairs), "example": pair, "frames": frames})
