@@ -5,8 +5,8 @@
 
 One run: a policy learns without a KL penalty and finds the reward model's errors; the gold judge
 compares the start model's answers with its answers; the reward model is retrained on the verdicts,
-and a new policy is trained from the start model.  The row keeps held-out metrics and a few answers, at
-every few steps.
+and a new policy is trained from the start model.  The row keeps held-out metrics and a few answers,
+at every few steps.
 """
 
 import json
@@ -165,7 +165,7 @@ def report(rows: list[dict], out: Path) -> str:
     result, data = row["result"], animation_picture.curves(row["result"])
     path = out / "animation.gif"
     animation_picture.save(result, QUESTION, path)
-    text = [f"Seed {row['settings']['seed']}, commit {row['commit']}, {row['seconds']:.0f} s."]
+    text = [f"Seed {row['settings']['seed']}, commit {row['commit']}."]
     text.append(f"Question: {result['hack'][0]['prompts'][QUESTION]}")
     moments = [(result["hack"], 0, "start model"), (result["hack"], data.peak, "1. best gold")]
     moments.append((result["hack"], -1, "2. reward hacked"))
