@@ -125,7 +125,7 @@ def draw(figure, scene: Scene, data: Curves) -> Image.Image:
     for low, high, colour, label in zip(
         ends, [*ends[1:], data.steps[-1]], SHADE, "123", strict=True
     ):
-        if n > 1 and data.steps[n - 1] >= low and (label != "3" or scene.phase == 2):
+        if data.steps[n - 1] > low and (label != "3" or scene.phase == 2):
             left.axvspan(low, min(high, data.steps[n - 1]), color=colour, lw=0)
             left.text(low + 1, 0.8, label, fontsize=13, weight="bold", color="0.45")
     for index in data.breaks:
