@@ -15,8 +15,8 @@ from experiments.museum_exhibits import EXHIBITS, source  # noqa: E402
 
 MISTAKES = museum_page.MISTAKES
 # The log-probs of the training forward are wrong in these: the alignment check must see it.
-MISALIGNED = {"misplaced", "pads-counted", "temperature"}
-OTHERS = {"right", "right-ratings", "reward-at-pad", "triu", "greedy", "kl-to-itself"}
+MISALIGNED = {"misplaced", "temperature"}
+OTHERS = {"right", "right-ratings", "reward-at-pad", "triu", "greedy"}
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +25,7 @@ def rows(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RLHF_MIN_LAB", str(tmp_path_factory.mktemp("lab")))
         patch.setenv("TQDM_DISABLE", "1")
+        patch.setattr("rlhf_min.reporting.report.write_report", lambda *_: None)  # takes time
         wanted = [one for one in museum.settings(True) if one["exhibit"] in MISALIGNED | OTHERS]
         return [{"settings": one, "result": museum.run(one)} for one in wanted]
 
@@ -35,7 +36,6 @@ def test_mistakes_show_and_the_guard_catches_the_wrong_log_probs(rows):
     assert results["misplaced"]["guard"].startswith("the log-probs of sampling and training differ")
     assert results["right"]["curves"] != results["reward-at-pad"]["curves"]
     assert results["greedy"]["last"]["text/equal"] > results["right"]["last"]["text/equal"]
-    assert results["kl-to-itself"]["last"]["kl/mean"] == pytest.approx(0, abs=1e-4)
     told, right = (results[name]["reward_model"] for name in ("triu", "right-ratings"))
     assert (told["reward/chosen"] - told["reward/rejected"]) * (
         right["reward/chosen"] - right["reward/rejected"]
