@@ -29,7 +29,7 @@ from rlhf_min.models.loading import load_causal_lm, load_tokenizer
 from rlhf_min.reporting.diagnosis import diagnose
 from rlhf_min.zoo import world
 
-FULL = {"steps": 50, "eval_prompts": 64, "gold_prompts": 128}
+FULL = {"steps": 60, "eval_prompts": 64, "gold_prompts": 256}
 TINY = {"steps": 2, "eval_prompts": 8, "ruler_prompts": 8, "batch_size": 8, "gold_prompts": 8}
 TINY |= {"start": {"steps": 30, "examples": 400}}  # and of the reward model:
 TINY |= {"reward": {"max_steps": 2, "limit": 64, "eval_limit": 32}}
