@@ -173,7 +173,8 @@ def figure(variances: dict, curves: dict, file: Path) -> None:
     right.set(xlabel="answers sampled", ylabel="gold (true rating, 1 to 10)", title="training")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7.5)
+        if axes.lines:
+            axes.legend(fontsize=7.5)
     figure.savefig(file, dpi=100)
     plt.close(figure)
 
