@@ -112,8 +112,8 @@ def variances(settings: dict) -> dict:
     result, squares = {}, []
     for samples in (2, 4, 8):
         parts, rewards = sampled_parts(
-            policy, reference, scorer, prompts, sampling, scale, config.kl, samples, settings["batch"],
-            settings["batches"], 1000 + settings["seed"],
+            policy, reference, scorer, prompts, sampling, scale, config.kl, samples,
+            settings["batch"], settings["batches"], 1000 + settings["seed"],
         )  # fmt: skip
         constants = {"none": 0.0, "converged": rewards.mean().item(), **running}
         constants["best constant"] = best_constant(parts)
@@ -123,10 +123,9 @@ def variances(settings: dict) -> dict:
         total["leave-one-out"] = total_variance(parts[:, 2])
         squares.append(squared_mean_norm(parts[:, 2]))  # the mean is the same for all baselines
         values = {name: round(value, 4) for name, value in constants.items()}
-        result[str(samples)] = {"variance": total, "values": values}
+        variance = {name: float(f"{value:.5g}") for name, value in total.items()}
+        result[str(samples)] = {"variance": variance, "values": values}
     square = fmean(squares)
-    for one in result.values():
-        one["relative"] = {name: round(v / square, 4) for name, v in one.pop("variance").items()}
     return {"square": round(square, 6), **result}
 
 
