@@ -117,7 +117,7 @@ def claims(variances: dict, curves: dict) -> list[list[str]]:
         differences = less(policy, first, second)
         row = claim(text, differences)
         if differences:
-            row[2] += f" (log; ratio of variances {exp(fmean(differences)):.2f})"
+            row[2] += f" (log; the other variance is {exp(fmean(differences)):.2f} times as large)"
         return row
 
     def curve_claim(text: str, first: str, second: str, value) -> list[str]:
