@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from experiments import fits, lab
 from experiments import overopt_tables as tables
 from experiments.overopt_claims import claims
