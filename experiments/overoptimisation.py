@@ -16,7 +16,7 @@ from rlhf_min.models.scoring import RewardScorer
 SIZES, OWN = (16, 32, 64, 96, 160), 96  # hidden size of the reward model; the zoo's own
 PAIRS, MIDDLE = (100, 300, 1000, 3000, 10_000), 3000
 PENALTIES = (0.05, 0.1, 0.2)  # KL weights of the frontier test, on the middle cell
-FULL = {"steps": 60, "batch_size": 64, "eval_prompts": 192, "prompts": 32, "samples": 1000}
+FULL = {"steps": 50, "batch_size": 64, "eval_prompts": 128, "prompts": 32, "samples": 1000}
 QUICK = {"steps": 4, "batch_size": 8, "eval_prompts": 4, "prompts": 2, "samples": 8}
 TINY = {"steps": 8, "examples": 160}  # start models of --quick
 MIN_STEPS = 100  # of a reward model; else one epoch
