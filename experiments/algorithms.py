@@ -2,7 +2,7 @@
 
     python -m experiments.algorithms
 
-Policies: 60 steps of 64 answers against the same reward model, four KL weights; those with a ratio
+Policies: 60 steps of 64 answers against the same reward model, three KL weights; those with a ratio
 make two updates per rollout.  DPO learns from the pairs that the reward model learned from.
 """
 
@@ -15,7 +15,6 @@ import torch
 
 import train_policy
 from experiments import algorithms_report, baselines, dpo, lab, objectives, zoo_runs
-from rlhf_min.data.files import read_json
 from rlhf_min.data.preferences import split_prompts
 from rlhf_min.models import loading
 from rlhf_min.models.answers import answer_texts
@@ -25,7 +24,7 @@ from rlhf_min.models.tokens import encode_prompts, end_token_ids
 from rlhf_min.reporting import evaluation
 from rlhf_min.zoo.world import gold_rating
 
-KL_WEIGHTS, BETAS, BEST_OF, DPO_LR = (0.03, 0.1, 0.3), (0.05, 0.1, 0.3), (4, 16, 64), 1e-3
+KL_WEIGHTS, BETAS, BEST_OF, DPO_LR = (0.03, 0.1, 0.3), (0.1, 0.3, 1.0), (4, 16, 64), 3e-4
 RATIO = {"objective": "ppo-clip", "updates": 2}
 POLICIES = {  # settings of train_policy.py that differ from its defaults
     "reinforce": {},
@@ -39,8 +38,13 @@ POLICIES = {  # settings of train_policy.py that differ from its defaults
 
 def settings(quick: bool) -> list[dict]:
     """One run per method and KL weight or β, whole seeds after one another."""
-    size = {"steps": 2, "prompts": 8, "quick": True} if quick else {}
-    size = size or {"steps": baselines.STEPS, "prompts": 256, "quick": False}
+    size = {"steps": 2, "prompts": 8, "batch": 16, "quick": True} if quick else {}
+    size = size or {
+        "steps": baselines.STEPS,
+        "prompts": 256,
+        "batch": baselines.BATCH,
+        "quick": False,
+    }
     weights, betas = (KL_WEIGHTS[1:2], BETAS[1:2]) if quick else (KL_WEIGHTS, BETAS)
     runs = []
     for seed in range(1) if quick else baselines.SEEDS:
@@ -65,7 +69,7 @@ def policy(settings: dict) -> dict:
     own.setdefault("baseline", "moving-average")
     if method in objectives.PER_TOKEN:
         folder = plugged_policy(method, *models, own)
-        outside = read_json(folder / "outside.json")
+        outside = json.loads((folder / "outside.json").read_text("utf-8"))
     else:
         folder = zoo_runs.policy(*models, **own)
         outside = [row["clip/fraction"] for row in zoo_runs.metrics(folder)]

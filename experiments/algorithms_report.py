@@ -10,8 +10,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.paired_claims import claim, paired
 from experiments.lab import mean_interval, shown, table
+from experiments.paired_claims import claim, paired
 
 NAMES = {
     "reinforce": "REINFORCE, moving average",
@@ -156,7 +156,8 @@ def figure(points: dict, file: Path) -> None:
                 draw(axes, points[method], COLOURS[method], NAMES[method])
         axes.set(xlabel="KL to the start model, nats per answer", xlim=(0, 6))
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, loc="lower right")
+        if axes.lines:
+            axes.legend(fontsize=8, loc="lower right")
     panels[0].set(ylabel="gold (true rating, 1 to 10)")
     figure.savefig(file, dpi=100)
     plt.close(figure)

@@ -5,8 +5,8 @@
 
 One run: a policy learns without a KL penalty and finds the reward model's errors; the gold judge
 compares the start model's answers with its answers; the reward model is retrained on the verdicts,
-and the policy goes on from where it was.  The row keeps held-out metrics and a few answers, at
-every few steps.
+and a new policy is trained from the start model.  The row keeps held-out metrics and a few answers,
+at every few steps.
 """
 
 import json
@@ -22,14 +22,14 @@ from rlhf_min.data.files import read_json, read_jsonl
 from rlhf_min.maths.reward_shaping import standardise
 from rlhf_min.reporting import evaluation
 
-QUESTION = 0  # number of the one, of those kept, whose answers are shown
+QUESTION = 2  # of those kept: the one shown, because its answers go the way of the mean
 ANSWERS = 8  # questions whose answers are kept: evenly spaced among those evaluated
 FULL = {
     "seed": 0,
     "start": {},
     "reward_model": {},
     "hack": {"kl": 0.0, "steps": 100, "eval_every": 5, "eval_prompts": 128},
-    "rounds": 2,
+    "rounds": 1,
     "comparisons": 1900,
     "old": 2000,
     "retrain": {"lr": 1e-3, "epochs": 2.0},
@@ -137,7 +137,9 @@ def run(settings: dict) -> dict:
         folder = judged(rival, policy, settings["comparisons"], 100 * seed + number)
         files.append(str(folder / "comparisons.jsonl"))
         reward = retrained(reward, files, settings, 100 * seed + number)
-        policy, frames = trained(start, policy, reward, 100 * seed + number, **settings["cure"])
+        # A hacked policy hardly finds back (docs/LOG.md): the first round trains a new one.
+        model = start if number == 1 else policy
+        policy, frames = trained(start, model, reward, 100 * seed + number, **settings["cure"])
         pairs = read_jsonl(folder / "comparisons.jsonl")
         pair = {name: pairs[0][name] for name in ("prompt", "chosen", "rejected")}
         result["rounds"].append({"comparisons": len(pairs), "example": pair, "frames": frames})
@@ -163,7 +165,7 @@ def report(rows: list[dict], out: Path) -> str:
     result, data = row["result"], animation_picture.curves(row["result"])
     path = out / "animation.gif"
     animation_picture.save(result, QUESTION, path)
-    text = [f"Seed {row['settings']['seed']}, commit {row['commit']}, {row['seconds']:.0f} s."]
+    text = [f"Seed {row['settings']['seed']}, commit {row['commit']}."]
     text.append(f"Question: {result['hack'][0]['prompts'][QUESTION]}")
     moments = [(result["hack"], 0, "start model"), (result["hack"], data.peak, "1. best gold")]
     moments.append((result["hack"], -1, "2. reward hacked"))

@@ -23,7 +23,7 @@ TITLES = (
 WORDS = (
     "It is trained for the reward of a learned model. Its answers get better.",
     "The learned reward still rises, the true rating falls: reward hacking.",
-    "The reward model learns which answers are bad. The policy goes on: it gets better again.",
+    "The reward model learns which answers are bad. A policy trained anew gets good answers.",
 )
 FAST, SLOW = 180, 120  # milliseconds of a scene of phases 1 and 2, and of phase 3
 START, PEAK, HACKED, JUDGE, AGAIN, END = 1500, 2000, 2200, 3000, 800, 4000  # pauses
@@ -77,7 +77,7 @@ def scenes(result: dict, question: int) -> list[Scene]:
         found.append(Scene(2, found[-1].points, verdict_text(part), AGAIN if number else JUDGE))
         first = found[-1].points
         for i, frame in enumerate(part["frames"]):
-            where = f"after judging {'again' if number else 'once'}, {frame['step']} more steps"
+            where = f"after judging, {frame['step']} steps"
             text = answer_text(prompt, frame, question, where)
             found.append(Scene(2, first + i + 1, text, SLOW))
     last = found.pop()
@@ -125,7 +125,7 @@ def draw(figure, scene: Scene, data: Curves) -> Image.Image:
     for low, high, colour, label in zip(
         ends, [*ends[1:], data.steps[-1]], SHADE, "123", strict=True
     ):
-        if n > 1 and data.steps[n - 1] >= low and (label != "3" or scene.phase == 2):
+        if data.steps[n - 1] > low and (label != "3" or scene.phase == 2):
             left.axvspan(low, min(high, data.steps[n - 1]), color=colour, lw=0)
             left.text(low + 1, 0.8, label, fontsize=13, weight="bold", color="0.45")
     for index in data.breaks:

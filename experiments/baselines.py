@@ -35,14 +35,21 @@ CURVES = [
     *(("leave-one-out", k) for k in (2, 4, 8)),
 ]
 QUICK_START = {"steps": 30, "examples": 960}
-QUICK_RM = {"max_steps": 4, "eval_limit": 32}
+QUICK_RM = {"max_steps": 4, "eval_limit": 32, "limit": 128}
 
 
 def settings(quick: bool) -> list[dict]:
     """One run per fixed policy and per learning curve, whole seeds after one another."""
-    size = {"steps": 2, "early": 2, "batches": 3, "prompts": 8, "quick": True}
+    size = {"steps": 2, "early": 2, "batches": 3, "prompts": 8, "batch": 16, "quick": True}
     if not quick:
-        size = {"steps": STEPS, "early": EARLY, "batches": 30, "prompts": 256, "quick": False}
+        size = {
+            "steps": STEPS,
+            "early": EARLY,
+            "batches": 30,
+            "prompts": 256,
+            "batch": BATCH,
+            "quick": False,
+        }
     runs = []
     for seed in range(1) if quick else SEEDS:
         common = {"seed": seed, **size}
@@ -67,7 +74,7 @@ def policy_settings(settings: dict) -> dict:
     """What all policies of this study and of experiments/algorithms.py have in common."""
     prompts = settings["prompts"]
     own = {"seed": settings["seed"], "eval_prompts": prompts, "ruler_prompts": prompts}
-    return own | {"steps": settings["steps"], "batch_size": BATCH, "save_every": 10**6}
+    return own | {"steps": settings["steps"], "batch_size": settings["batch"], "save_every": 10**6}
 
 
 def curve(settings: dict) -> dict:
@@ -105,8 +112,8 @@ def variances(settings: dict) -> dict:
     result, squares = {}, []
     for samples in (2, 4, 8):
         parts, rewards = sampled_parts(
-            policy, reference, scorer, prompts, sampling, scale, config.kl, samples, BATCH,
-            settings["batches"], 1000 + settings["seed"],
+            policy, reference, scorer, prompts, sampling, scale, config.kl, samples,
+            settings["batch"], settings["batches"], 1000 + settings["seed"],
         )  # fmt: skip
         constants = {"none": 0.0, "converged": rewards.mean().item(), **running}
         constants["best constant"] = best_constant(parts)
@@ -116,10 +123,9 @@ def variances(settings: dict) -> dict:
         total["leave-one-out"] = total_variance(parts[:, 2])
         squares.append(squared_mean_norm(parts[:, 2]))  # the mean is the same for all baselines
         values = {name: round(value, 4) for name, value in constants.items()}
-        result[str(samples)] = {"variance": total, "values": values}
+        variance = {name: float(f"{value:.5g}") for name, value in total.items()}
+        result[str(samples)] = {"variance": variance, "values": values}
     square = fmean(squares)
-    for one in result.values():
-        one["relative"] = {name: round(v / square, 4) for name, v in one.pop("variance").items()}
     return {"square": round(square, 6), **result}
 
 

@@ -9,8 +9,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from experiments.paired_claims import claim, paired
 from experiments.lab import mean_interval, shown, table
+from experiments.paired_claims import claim, paired
 
 NAMES = {
     "none": "none",
@@ -65,10 +65,15 @@ def curve_name(baseline: str, samples: int) -> str:
 
 
 def relative(variances: dict, policy: str, samples: int, name: str) -> dict[int, float]:
-    """seed → relative variance, where there is one."""
-    results = {
-        seed: one[str(samples)]["relative"] for seed, one in variances.get(policy, {}).items()
-    }
+    """seed → variance divided by the squared norm of the true gradient, where there is one."""
+    results, found = variances.get(policy, {}), variance_of(variances, policy, samples, name)
+    # Estimated from very few batches, the squared norm can come out negative: no ratio then.
+    return {s: v / results[s]["square"] for s, v in found.items() if results[s]["square"] > 0}
+
+
+def variance_of(variances: dict, policy: str, samples: int, name: str) -> dict[int, float]:
+    """seed → variance of the gradient, where there is one."""
+    results = {s: one[str(samples)]["variance"] for s, one in variances.get(policy, {}).items()}
     return {seed: one[name] for seed, one in results.items() if name in one}
 
 
@@ -78,7 +83,7 @@ def variance_table(variances: dict) -> str:
     for policy, title in POLICIES.items():
         for name, text in NAMES.items():
             values = [[*relative(variances, policy, k, name).values()] for k in (2, 4, 8)]
-            if any(values):
+            if variance_of(variances, policy, 4, name):
                 lines.append([title, text, *(shown(one, 1) for one in values)])
     header = ["policy", "baseline", *(f"K = {k} answers per prompt" for k in (2, 4, 8))]
     return table(header, lines)
@@ -103,7 +108,7 @@ def claims(variances: dict, curves: dict) -> list[list[str]]:
 
     def less(policy: str, first: tuple, second: tuple) -> list[float]:
         logs = [
-            {seed: log(value) for seed, value in relative(variances, policy, *one).items()}
+            {seed: log(value) for seed, value in variance_of(variances, policy, *one).items()}
             for one in (first, second)
         ]
         return paired(logs[1], logs[0])
@@ -112,7 +117,7 @@ def claims(variances: dict, curves: dict) -> list[list[str]]:
         differences = less(policy, first, second)
         row = claim(text, differences)
         if differences:
-            row[2] += f" (log; ratio of variances {exp(fmean(differences)):.2f})"
+            row[2] += f" (log; the other variance is {exp(fmean(differences)):.2f} times as large)"
         return row
 
     def curve_claim(text: str, first: str, second: str, value) -> list[str]:
@@ -173,7 +178,8 @@ def figure(variances: dict, curves: dict, file: Path) -> None:
     right.set(xlabel="answers sampled", ylabel="gold (true rating, 1 to 10)", title="training")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7.5)
+        if axes.lines:
+            axes.legend(fontsize=7.5)
     figure.savefig(file, dpi=100)
     plt.close(figure)
 

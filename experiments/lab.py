@@ -112,8 +112,9 @@ def main(study: str, settings: Callable, run: Callable, report: Callable, page=P
     parser.add_argument("--quick", action="store_true", help="tiny runs, to see that it works")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each")
     parser.add_argument("--tables", action="store_true", help="from the rows at hand, no new runs")
+    parser.add_argument("--seeds", type=int, default=99, help="only runs of seeds below this")
     args = parser.parse_args()
-    wanted = settings(args.quick)
+    wanted = [one for one in settings(args.quick) if one.get("seed", 0) < args.seeds]
     file = (QUICK if args.quick else ROWS) / f"{study}.jsonl"
     figures = QUICK if args.quick else FIGURES
     figures.mkdir(parents=True, exist_ok=True)

@@ -181,7 +181,7 @@ def greedy():
     return {"rlhf_min.models.sampling.draw": most_likely}
 
 
-@exhibit("temperature", "7", "Sampled at temperature 0.7, log-probs at 1")
+@exhibit("temperature", "7", "Sampled at 0.7, log-probs at 1")
 def temperature():
     def wrong(model, prompts, samples, **settings):
         return sample(model, prompts, samples, **settings | {"temperature": 0.7})
@@ -197,7 +197,7 @@ def own_batch():
     return {"rlhf_min.maths.baselines.MovingAverage.advantages": wrong}
 
 
-@exhibit("from-zero", "8", "Raw ratings and a baseline that starts at 0", head="ratings",
+@exhibit("from-zero", "8", "Raw ratings, baseline from 0", head="ratings",
          beside="right-ratings")  # fmt: skip
 def from_zero():
     return {
@@ -240,7 +240,7 @@ def kl_sign():
     return {"train_policy.with_kl": wrong}
 
 
-@exhibit("cut-answers", "14", "The reward model's pairs are cut at 24 tokens", stage="reward")
+@exhibit("cut-answers", "14", "Reward pairs cut at 24 tokens", stage="reward")
 def cut_answers():
     def wrong(tokenizer, pairs, max_length, *names):
         encoded, dropped = encode_pairs(tokenizer, pairs, max_length, *names)
@@ -250,7 +250,7 @@ def cut_answers():
     return {"rlhf_min.data.preferences.encode_pairs": wrong}
 
 
-@exhibit("truncated", "16", "Truncated answers are scored as if complete", beside="right-short",
+@exhibit("truncated", "16", "Truncated answers scored as whole", beside="right-short",
          settings=SHORT | {"missing_end_penalty": 0.0})  # fmt: skip
 def truncated():
     def wrong(model, prompts, branches):

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from experiments import fits, lab
 from experiments import overopt_tables as tables
 from experiments.overopt_claims import claims
@@ -116,7 +118,7 @@ def frontier_table(cells: tables.Cells) -> str:
         "policy at this KL. Tilted by the model: the same with the learned reward; regret: best "
     )
     text += "gold minus it. Best of n is placed at the KL of the formula, which is too high where "
-    text += "answers repeat. Means over all sizes."
+    text += "answers repeat; it has other held-out prompts than RL. Means over all sizes."
     return lab.table(head, rows) + "\n\n" + text
 
 

@@ -16,9 +16,9 @@ from rlhf_min.models.scoring import RewardScorer
 SIZES, OWN = (16, 32, 64, 96, 160), 96  # hidden size of the reward model; the zoo's own
 PAIRS, MIDDLE = (100, 300, 1000, 3000, 10_000), 3000
 PENALTIES = (0.05, 0.1, 0.2)  # KL weights of the frontier test, on the middle cell
-FULL = {"steps": 60, "eval_prompts": 192, "prompts": 32, "samples": 1000}
-QUICK = {"steps": 12, "eval_prompts": 8, "prompts": 3, "samples": 16}
-TINY = {"steps": 30, "examples": 320}  # start models of --quick
+FULL = {"steps": 50, "batch_size": 64, "eval_prompts": 128, "prompts": 32, "samples": 1000}
+QUICK = {"steps": 4, "batch_size": 8, "eval_prompts": 4, "prompts": 2, "samples": 8}
+TINY = {"steps": 8, "examples": 160}  # start models of --quick
 MIN_STEPS = 100  # of a reward model; else one epoch
 
 
@@ -31,12 +31,9 @@ def cell(seed: int, hidden=OWN, pairs=MIDDLE, labels="gold", kl=0.0, quick=False
 def settings(quick: bool) -> list[dict]:
     """The grid, the noisy annotators and the KL penalties; the seed is the outermost loop."""
     if quick:
-        grid = [cell(0, hidden, pairs, quick=True) for hidden in (16, OWN) for pairs in (64, 96)]
-        other = [
-            cell(0, pairs=96, labels="noisy", quick=True),
-            cell(0, pairs=96, kl=0.2, quick=True),
-        ]
-        return grid + other
+        grid = [cell(0, hidden, 64, quick=True) for hidden in (16, OWN)]
+        noisy = cell(0, pairs=64, labels="noisy", quick=True)
+        return [*grid, noisy, cell(0, pairs=64, kl=0.2, quick=True)]
     cells = []
     for seed in range(5):
         cells += [cell(seed, hidden, pairs) for hidden in SIZES for pairs in PAIRS]
@@ -62,12 +59,12 @@ def run(one: dict) -> dict:
     shape = {} if one["hidden"] == OWN else {"hidden": one["hidden"]}
     base = zoo_runs.start_model(seed, **tiny, **shape)
     draw = zoo_runs.gold_pairs if one["labels"] == "gold" else overopt_runs.noisy_pairs
-    steps = 4 if quick else max(MIN_STEPS, -(-one["pairs"] // 32))
+    steps = 2 if quick else max(MIN_STEPS, -(-one["pairs"] // 32))
     every = {"eval_limit": 100, "eval_every": 10**6, "save_every": 10**6}
     data = {"data": [str(draw(one["pairs"], seed))], "eval_data": ["zoo:held-out"]}
     folder = zoo_runs.reward_model(base, seed=seed, max_steps=steps, **data, **every)
     scorer = RewardScorer(str(folder), torch.float32, loading.load_tokenizer(str(start)))
-    config = {key: one[key] for key in ("steps", "eval_prompts", "kl", "seed")}
+    config = {key: one[key] for key in ("steps", "batch_size", "eval_prompts", "kl", "seed")}
     times = [0, *range(2, 13, 2), *range(15, one["steps"] + 1, 5)]
     points, metrics = overopt_runs.reinforce_curve(start, scorer, config, times)
     result = {

@@ -1,6 +1,6 @@
 """Scalar or ratings head?  Accuracy, calibration, and distance to the zoo's true distributions.
 
-    python -m experiments.ratings             # 17 variants, 5 seeds: about 35 minutes of one core
+    python -m experiments.ratings             # 18 variants, 5 seeds: about 38 minutes of one core
 
 In the zoo the true distribution of an answer's ratings is known (`world.gold_distribution`), so it
 can be measured which loss teaches a ratings head true distributions.
@@ -37,6 +37,7 @@ VARIANTS = {  # name → settings of train_rm.py
     "soft 0.1, width 0.5": SOFT(soft_labels=0.1, label_width=0.5),
     "soft 0.5, width 0.5": SOFT(soft_labels=0.5, label_width=0.5),
     "soft 1, width 0.5": SOFT(label_width=0.5),
+    "soft 3, width 0.5": SOFT(soft_labels=3.0, label_width=0.5),
     "soft 1, width 1": SOFT(label_width=1.0),
     "soft 1, width 1.4": SOFT(label_width=1.4),
     "earth mover 0.1": HALF | {"earth_mover": 0.1, "label_width": 0.5},

@@ -14,6 +14,8 @@ from experiments.lab import mean_interval
 CALIBRATION_AIM, DISTANCE_AIM = 0.03, 0.5  # at most; the second as a share of strict's distance
 COLOURS = {"strict": "#D55E00", "half": "#0072B2"}  # Okabe and Ito (2008)
 BEST = "#009E73"
+FAMILIES = {"entropy": "#CC79A7", "marginal": "#CC79A7", "rough": "#56B4E9", "soft": BEST}
+FAMILIES |= {"earth": "#E69F00"}
 
 
 def best_of(found: dict) -> str | None:
@@ -70,8 +72,8 @@ def draw_aim(found: dict, out: Path) -> bool:
     for number, name in enumerate(shown_names):
         x, low, high = interval(values(found[name], "earth_mover"))
         y, bottom, top = interval(values(found[name], "calibration_error"))
-        colour = plt.get_cmap("cividis")(number / max(len(shown_names) - 1, 1))
-        colour = COLOURS.get(name, colour)
+        family = next((c for start, c in FAMILIES.items() if name.startswith(start)), "black")
+        colour = COLOURS.get(name, family)
         errors = {"xerr": [[x - low], [high - x]], "yerr": [[y - bottom], [top - y]]}
         axis.errorbar(x, y, **errors, fmt=markers[number % 17], color=colour, label=name)
     if "truth" in found:

@@ -8,6 +8,7 @@ Exit codes: 0 done, 2 a setting or an input is wrong, 130 interrupted by Ctrl-C 
 import argparse
 import dataclasses
 import difflib
+import gc
 import math
 import operator
 import os
@@ -74,6 +75,7 @@ def run(main: Callable, config_class: type, argv: list[str] | None = None) -> in
     That line is for InputError, OSError and FloatingPointError (training diverged); every other
     error is a bug and keeps its traceback.
     """
+    gc.enable()
     try:
         startup.install(signal.default_int_handler)  # it raises KeyboardInterrupt
         main(parse(config_class, argv))
@@ -104,6 +106,7 @@ def check_flags(config_class: type) -> None:
     with nullcontext() if startup.FIRST else redirect_stderr(sys.stdout):  # one process says it
         run(check_ranges, config_class)
     startup.install(startup.leave)
+    gc.disable()  # during the imports, which create much and free nothing; `run` enables it
 
 
 def parse(config_class: type, argv: list[str] | None = None):

@@ -11,7 +11,7 @@ from PIL import Image, ImageChops
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from experiments import animation, animation_picture  # noqa: E402
+from experiments import animation, animation_picture, lab  # noqa: E402
 
 LONG = "The bear is brown. It It It It It It It It It It It It It It It It costs 5$ and 6$. " * 8
 
@@ -96,6 +96,17 @@ def test_the_gif_has_every_scene_its_size_and_its_pauses(recorded, tmp_path):
     differs = [bool(ImageChops.difference(a.crop(title), b.crop(title)).getbbox())
                for a, b in pairwise(frames)]  # fmt: skip
     assert [number for number, new in enumerate(differs) if new] == [1, 3]
+    assert file.stat().st_size < 1_000_000
+
+
+def test_the_published_picture_is_small_and_of_the_recorded_run():
+    (row,) = lab.read_rows(lab.ROWS / "animation.jsonl").values()
+    assert row["settings"] == animation.settings(quick=False)[0]
+    file = lab.FIGURES / "animation.gif"
+    scenes = animation_picture.scenes(row["result"], animation.QUESTION)
+    with Image.open(file) as gif:
+        assert gif.n_frames == len(scenes)
+        assert 12_000 <= sum(scene.milliseconds for scene in scenes) <= 22_000
     assert file.stat().st_size < 1_000_000
 
 

@@ -1,5 +1,6 @@
 """Command lines: what a user types, and what a user reads when it is wrong."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -11,8 +12,8 @@ from typing import Literal
 
 import pytest
 
-from rlhf_min import InputError
-from rlhf_min.command_line import check_ranges, option, parse, run
+from rlhf_min import InputError, command_line
+from rlhf_min.command_line import check_flags, check_ranges, option, parse, run
 from rlhf_min.defaults import run_script
 
 ROOT = Path(__file__).parents[1]
@@ -401,3 +402,16 @@ def test_a_flag_whose_value_is_two_dashes_is_refused(capsys):
     assert "--batch-size: -- is no value" in sentence(
         capsys, lambda config: None, ["--batch-size=--"]
     )
+
+
+def test_no_garbage_collection_during_imports_but_again_when_the_script_runs(monkeypatch):
+    monkeypatch.setattr(command_line.startup, "install", lambda handler: None)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    try:
+        check_flags(Config)
+        assert not gc.isenabled()
+        seen = []
+        assert run(lambda config: seen.append(gc.isenabled()), Config, []) == 0
+        assert seen == [True] and gc.isenabled()
+    finally:
+        gc.enable()

@@ -14,28 +14,28 @@ from experiments import museum, museum_page  # noqa: E402
 from experiments.museum_exhibits import EXHIBITS, source  # noqa: E402
 
 MISTAKES = museum_page.MISTAKES
-# Mistakes that change the training forward's log-probs: the alignment check must see them.
-MISALIGNED = {"misplaced", "misplaced-flipped", "prompt-tokens", "no-shift", "pads-counted"}
-MISALIGNED |= {"end-dropped", "token-mean", "temperature", "dropout"}
+# The log-probs of the training forward are wrong in these: the alignment check must see it.
+MISALIGNED = {"misplaced", "temperature"}
+OTHERS = {"right", "right-ratings", "reward-at-pad", "triu", "greedy"}
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    """Rows of --quick, all exhibits."""
+    """Rows of --quick, of some exhibits: all take half a minute."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RLHF_MIN_LAB", str(tmp_path_factory.mktemp("lab")))
         patch.setenv("TQDM_DISABLE", "1")
-        return [{"settings": one, "result": museum.run(one)} for one in museum.settings(True)]
+        patch.setattr("rlhf_min.reporting.report.write_report", lambda *_: None)  # takes time
+        wanted = [one for one in museum.settings(True) if one["exhibit"] in MISALIGNED | OTHERS]
+        return [{"settings": one, "result": museum.run(one)} for one in wanted]
 
 
-def test_every_exhibit_runs_and_the_guard_catches_the_wrong_log_probs(rows):
+def test_mistakes_show_and_the_guard_catches_the_wrong_log_probs(rows):
     results = {row["settings"]["exhibit"]: row["result"] for row in rows}
-    assert set(results) == set(EXHIBITS)
     assert {name for name, one in results.items() if one["guard"]} == MISALIGNED
     assert results["misplaced"]["guard"].startswith("the log-probs of sampling and training differ")
     assert results["right"]["curves"] != results["reward-at-pad"]["curves"]
     assert results["greedy"]["last"]["text/equal"] > results["right"]["last"]["text/equal"]
-    assert results["kl-to-itself"]["last"]["kl/mean"] == pytest.approx(0, abs=1e-4)
     told, right = (results[name]["reward_model"] for name in ("triu", "right-ratings"))
     assert (told["reward/chosen"] - told["reward/rejected"]) * (
         right["reward/chosen"] - right["reward/rejected"]
@@ -43,6 +43,7 @@ def test_every_exhibit_runs_and_the_guard_catches_the_wrong_log_probs(rows):
 
 
 def test_no_mistake_stays_after_its_run(rows):
+    assert {one["exhibit"] for one in museum.settings(True)} == set(EXHIBITS)
     for name in MISTAKES:
         for place, wrong in EXHIBITS[name].patches().items():
             before = found(place)
@@ -74,7 +75,8 @@ def test_the_report_has_every_exhibit_and_the_page_a_place_for_it(rows, tmp_path
         assert page.count(f"<!-- begin: python -m experiments.{name} -->") == 1
         assert page.count(f"<!-- end: {name} -->") == 1
         assert name == "museum" or f'<a id="{name.split()[1]}"></a>' in page, text
-    assert sections["museum"].count("\n| [") == len(MISTAKES)
+    run = {row["settings"]["exhibit"] for row in rows} & set(MISTAKES)
+    assert sections["museum"].count("\n| [") == len(run)
     assert "too few seeds" in sections["museum"]  # one seed shows nothing
 
 

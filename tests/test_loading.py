@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from transformers.utils import logging
 
 from rlhf_min import InputError
 from rlhf_min.hardware.device import choose_dtype
-from rlhf_min.models import batches
+from rlhf_min.models import batches, tokens
 from rlhf_min.models.batches import choose_layout
 from rlhf_min.models.layout import context_length
 from rlhf_min.models.loading import load_causal_lm, load_tokenizer, save_model
@@ -31,6 +32,7 @@ from rlhf_min.models.sampling import sample
 from rlhf_min.models.tokens import (
     decode_answer,
     encode_answer,
+    encode_answers,
     encode_prompt,
     encode_prompts,
     end_token_ids,
@@ -123,6 +125,26 @@ def test_trap_14_an_answer_that_quotes_the_end_token_is_kept_to_its_end():
     tokenizer = tiny_tokenizer("chatml")
     ids = encode_answer(tokenizer, "the bear", "<|im_end|> ends a turn")
     assert words(tokenizer, ids) == "<|im_end|> ends a turn<|im_end|>"
+
+
+@pytest.mark.parametrize("kind", ["chatml", "bos", "gemma", "plain"])
+def test_many_answers_at_once_have_the_ids_of_each_alone(kind, monkeypatch):
+    """Oracle: the template's text behind the prompt's, encoded in a call of its own."""
+    tokenizer = tiny_tokenizer(kind)
+    monkeypatch.setattr(tokens, "TEXTS", 3)  # three calls, the last one of a single text
+    answers = ["likes honey", "", "  the bear ", "Ärger 🙂", "honey and honey", "a", "b\n\nc"]
+    prompts = ["the bear", CHAT, "the bear", "a", CHAT, "a", "the bear"]
+    end, after = turn_end(tokenizer)
+    for prompt, answer, ids in zip(
+        prompts, answers, encode_answers(tokenizer, prompts, answers), strict=True
+    ):
+        if tokenizer.chat_template:
+            turns = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+            whole = [*turns, {"role": "assistant", "content": answer}]
+            render = partial(tokenizer.apply_chat_template, tokenize=False)
+            begin = len(render(turns, add_generation_prompt=True))
+            answer = render(whole)[begin:].removesuffix(after)
+        assert ids == [*tokenizer(answer, add_special_tokens=False).input_ids, end]
 
 
 def test_an_answer_does_not_depend_on_its_prompt():

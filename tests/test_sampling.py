@@ -1,6 +1,7 @@
 """Sampling: answers are draws from π itself, and carry no graph."""
 
 import gc
+from contextlib import nullcontext
 from itertools import product
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import GenerationConfig
 
 import rlhf_min.models.answers as answers_module
 import rlhf_min.models.sampling as sampling
+from rlhf_min.hardware import threads
 from rlhf_min.models.answers import sample_texts
 from rlhf_min.models.batches import choose_layout
 from rlhf_min.models.loading import load_causal_lm, load_tokenizer
@@ -310,3 +312,33 @@ def test_trap_7_temperature_2_is_no_exception():
         expected = loop_log_prob(model, PROMPTS[p], rollout.answers[p][0], 2.0)
         assert_close(rollout.log_probs[p, 0].double(), expected, atol=1e-4, rtol=1e-4)
         assert_close(ours[p].double(), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("below", "used"), [(2**26, 1), (0, 2)])
+def test_small_work_is_sampled_with_one_thread(below, used, monkeypatch):
+    """Restored afterwards, also by an error; more work keeps all threads."""
+    monkeypatch.setattr(threads, "ALONE_BELOW", below)
+    before, seen = torch.get_num_threads(), []
+
+    def draw(probabilities, u):
+        seen.append(torch.get_num_threads())
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return probabilities.argmax(-1)
+
+    monkeypatch.setattr(sampling, "draw", draw)
+    torch.set_num_threads(2)
+    try:
+        for error in (nullcontext(), pytest.raises(KeyboardInterrupt)):
+            with error:
+                sample(tiny_model("llama", "sdpa", torch.float32), PROMPTS, 1, 2, END)
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [used] * 3
+
+
+def test_the_threshold_spares_large_models():
+    """64 rows of the zoo's model sample with one thread, one row of SmolLM2-135M with all."""
+    zoo, smol = 280_000, 134_515_008
+    assert 64 * zoo < threads.ALONE_BELOW < smol

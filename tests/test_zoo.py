@@ -346,7 +346,7 @@ def test_the_start_model_is_an_ordinary_hugging_face_folder(tiny_base, tokenizer
 def test_the_loss_counts_the_answer_and_its_end_token_and_nothing_else(tokenizer):
     """Traps 1 to 3: decoded, the targets are the answer and its end token."""
     examples = [{"prompt": QUESTION, "answer": a} for a in (RIGHT, BEST)]
-    encoded = [start_model.encode(tokenizer, example) for example in examples]
+    encoded = start_model.encode(tokenizer, examples)
     ids, targets = next(start_model.batches(encoded, random.Random(0)))  # by length
     for own, answer in zip(targets, (RIGHT, BEST), strict=True):
         assert tokenizer.decode(own[own != -100]) == answer + "<|end|>"

@@ -15,7 +15,7 @@ from functools import partial
 from rlhf_min import InputError
 from rlhf_min.data.bad_rows import REPEATED, listed, parse_rows, report_dropped
 from rlhf_min.data.rows import Prompt, as_messages, pair_of, prompt_of, ratings_of
-from rlhf_min.models.tokens import encode_answer, encode_prompt
+from rlhf_min.models.tokens import encode_answers, encode_prompt
 
 
 @dataclass(frozen=True)
@@ -192,8 +192,10 @@ def encode_pairs(tokenizer, pairs: list[Pair], max_length: int, source: str, lim
     the data and of max_length, for messages.
     """
     encoded, dropped = [], Counter()
-    for pair in pairs:
-        answers = [encode_answer(tokenizer, pair.prompt, a) for a in (pair.chosen, pair.rejected)]
+    prompts = [pair.prompt for pair in pairs]
+    sides = [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]
+    ids = [encode_answers(tokenizer, prompts, texts) for texts in sides]
+    for pair, *answers in zip(pairs, *ids, strict=True):
         room = max_length - max(map(len, answers))
         if room < 1:
             dropped[f"answer longer than {limit}"] += 1

@@ -171,7 +171,7 @@ def from_hub(auto_class, path: str, what: str, **settings):
     # A hub id is "name" or "owner/name"; what lies in a folder that exists here is meant locally.
     local = folder.is_absolute() or (folder.parent != Path(".") and folder.parent.is_dir())
     if local and not folder.exists():
-        raise InputError(f"cannot load a {what} from {path!r}: no such folder, check the path")
+        raise InputError(f"cannot load a {what} from {path!r}: there is no such folder, check it")
     try:
         return auto_class.from_pretrained(path, trust_remote_code=False, **settings)
     except Exception as error:  # transformers and the hub raise many types

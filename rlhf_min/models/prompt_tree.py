@@ -50,27 +50,27 @@ def build_tree(prompts: list[list[int]], branches: list[list[list[int]]], layout
         raise ValueError("every prompt and every answer needs at least one token")
     rows = tree_rows(prompts, branches, layout)
     width = max(row_length(*row) for row in rows)
-    ids, positions, segments = torch.zeros(3, len(rows), width, dtype=torch.long)
-    segments.fill_(-1)  # padding; 0 is the prompt, k the k-th branch
+    ids, positions, segments = [], [], []  # [R][L]; one tensor of a list is fastest
     predictors, targets, owners, ends = [], [], [], []
     for r, (prompt, own) in enumerate(rows):
-        begin = len(prompt)
-        ids[r, :begin], positions[r, :begin] = torch.tensor(prompt), torch.arange(begin)
-        segments[r, :begin] = 0
+        row, places, parts = [*prompt], [*range(len(prompt))], [0] * len(prompt)
         for k, branch in enumerate(own, 1):
-            end = begin + len(branch)
-            ids[r, begin:end] = torch.tensor(branch)
-            positions[r, begin:end] = torch.arange(len(prompt), len(prompt) + len(branch))
-            segments[r, begin:end] = k
             # The prompt's last token predicts the first answer token.
-            columns = [len(prompt) - 1, *range(begin, end - 1)]
+            columns = [len(prompt) - 1, *range(len(row), len(row) + len(branch) - 1)]
             predictors += [r * width + column for column in columns]
             targets += branch
             owners += [len(ends)] * len(branch)
-            ends.append(r * width + end - 1)
-            begin = end
+            row += branch
+            places += range(len(prompt), len(prompt) + len(branch))
+            parts += [k] * len(branch)
+            ends.append(r * width + len(row) - 1)
+        padding = width - len(row)
+        ids.append(row + [0] * padding)
+        positions.append(places + [0] * padding)
+        segments.append(parts + [-1] * padding)  # 0 is the prompt, k the k-th branch
 
-    ids, positions, segments = (x.to(layout.device) for x in (ids, positions, segments))
+    tables = (torch.tensor(x, device=layout.device) for x in (ids, positions, segments))
+    ids, positions, segments = tables
     mask = tree_mask(segments, layout.dtype) if layout.tree else segments >= 0
     flat = (torch.tensor(x, device=layout.device) for x in (predictors, targets, owners, ends))
     spans = []

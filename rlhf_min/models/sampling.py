@@ -10,6 +10,7 @@ from rlhf_min.hardware import ranks
 from rlhf_min.hardware.decoding import decoding_mode
 from rlhf_min.hardware.device import precise
 from rlhf_min.hardware.finite import check_finite
+from rlhf_min.hardware.threads import few_threads
 from rlhf_min.models.decoding import make_decoder
 
 
@@ -50,7 +51,7 @@ def sample(
     answer_of = torch.arange(total, device=device)  # the answer that each decoded row belongs to
     running = torch.ones(total, dtype=torch.bool, device=device)
     ends = torch.tensor(end_ids, device=device)
-    with decoding_mode(model, max_new_tokens):
+    with decoding_mode(model, max_new_tokens), few_threads(model, total):
         decoder = make_decoder(model, [prompts[p] for p in own], samples, max_new_tokens)
         logits = decoder.logits  # [rows, V]; decoder(token [rows]) gives the next ones
         for t in range(max_new_tokens):

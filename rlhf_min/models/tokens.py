@@ -7,6 +7,8 @@ from functools import lru_cache
 
 from rlhf_min import InputError
 
+TEXTS = 256  # encoded by one call: more are not faster, and need memory until all are encoded
+
 
 @dataclass(frozen=True)
 class EncodedPrompt:
@@ -130,15 +132,27 @@ def encode_answer(tokenizer, prompt: str | list[dict], answer: str, end: bool = 
     It is encoded without the prompt, whose tokens must not depend on it.  What the template adds
     after the end token is left out, because rollouts do not have it.
     """
-    template = tokenizer.chat_template
+    ids = encode_answers(tokenizer, [prompt], [answer])[0]
+    return ids if end else ids[:-1]
+
+
+def encode_answers(tokenizer, prompts: list, answers: list[str]) -> list[list[int]]:
+    """`encode_answer` of many answers [B] to prompts [B], in less time: token ids [B]."""
     end_id, after = turn_end(tokenizer)
-    if template:
-        before = _chat_start(tokenizer, template, json.dumps(prompt))
-        whole = chat_text(tokenizer, prompt, answer)
-        if whole.startswith(before):
-            answer = whole.removeprefix(before).removesuffix(after)
-    ids = tokenizer(answer, add_special_tokens=False).input_ids
-    return [*ids, end_id] if end else ids
+    if template := tokenizer.chat_template:
+        texts = []
+        for prompt, answer in zip(prompts, answers, strict=True):
+            before = _chat_start(tokenizer, template, json.dumps(prompt))
+            whole = chat_text(tokenizer, prompt, answer)
+            if whole.startswith(before):
+                answer = whole.removeprefix(before).removesuffix(after)
+            texts.append(answer)
+        answers = texts
+    ids = []
+    for i in range(0, len(answers), TEXTS):
+        part = answers[i : i + TEXTS]
+        ids += tokenizer(part, add_special_tokens=False, return_attention_mask=False).input_ids
+    return [[*own, end_id] for own in ids]
 
 
 def turn_end(tokenizer) -> tuple[int, str]:

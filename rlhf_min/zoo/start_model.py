@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rlhf_min import InputError
-from rlhf_min.models.tokens import encode_answer, encode_prompt
+from rlhf_min.models.tokens import encode_answers, encode_prompt
 from rlhf_min.zoo.world import demonstrations
 
 START_MODEL = "runs/zoo-base"  # the default folder
@@ -52,11 +52,15 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, example: dict) -> tuple[Tensor, Tensor]:
-    """Ids [T] of {"prompt", "answer"} as a chat; labels [T]: the ids, −100 for the prompt."""
-    prompt = encode_prompt(tokenizer, example["prompt"], CONTEXT)
-    answer = encode_answer(tokenizer, example["prompt"], example["answer"])
-    return torch.tensor(prompt + answer), torch.tensor([-100] * len(prompt) + answer)
+def encode(tokenizer: PreTrainedTokenizerFast, examples: list[dict]) -> list[tuple]:
+    """(ids [T], labels [T]) of {"prompt", "answer"} as chats; a prompt's labels are −100."""
+    prompts, answers = ([example[key] for example in examples] for key in ("prompt", "answer"))
+    encoded = []
+    for prompt, answer in zip(prompts, encode_answers(tokenizer, prompts, answers), strict=True):
+        before = encode_prompt(tokenizer, prompt, CONTEXT)
+        labels = [-100] * len(before) + answer
+        encoded.append((torch.tensor(before + answer), torch.tensor(labels)))
+    return encoded
 
 
 def batches(encoded: list[tuple[Tensor, Tensor]], rng: random.Random):
@@ -76,7 +80,9 @@ def batches(encoded: list[tuple[Tensor, Tensor]], rng: random.Random):
 
 def train(model: LlamaForCausalLM, source, steps: int) -> None:
     """Maximum likelihood of answers and end tokens with AdamW, linear warm-up and decay."""
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.01)
+    weights = list(model.parameters())
+    settings = {"betas": (0.9, 0.95), "weight_decay": 0.01, "foreach": True}  # fewer Python calls
+    optimizer = torch.optim.AdamW(weights, **settings)
     for step in (bar := tqdm(range(steps), desc="start model", unit="step")):
         ids, targets = next(source)
         # No attention mask: the padding is on the right, where causal attention ignores it.
@@ -84,7 +90,7 @@ def train(model: LlamaForCausalLM, source, steps: int) -> None:
         counted = targets != -100
         loss = F.cross_entropy(model.lm_head(hidden[counted]), targets[counted])
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
         warm_up, decay = (step + 1) / (0.05 * steps + 1), (steps - step) / (0.5 * steps)
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(warm_up, decay, 1.0)
         optimizer.step()
@@ -119,7 +125,7 @@ def build_base(
     with torch.random.fork_rng():  # the global random state is unchanged afterwards
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-        encoded = [encode(tokenizer, example) for example in data]
+        encoded = encode(tokenizer, data)
         train(model, batches(encoded, random.Random(seed)), steps)
     model.generation_config = GenerationConfig(do_sample=True, top_k=0, top_p=1.0, **ends)
     out.parent.mkdir(parents=True, exist_ok=True)
