@@ -11,7 +11,7 @@ Left out on purpose: a value network, rewards per token, a sampling server.
 
 import rlhf_min.startup  # noqa: F401  first: signals and threads, before torch
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from rlhf_min.command_line import check_flags, check_ranges, option, run
@@ -22,7 +22,9 @@ class Config:
     """Settings of train_policy.py."""
 
     model: str = option("runs/zoo-base", "language model: folder or hub id", heading="Inputs")
-    reward_model: str = option("runs/rm", "trained reward model: folder or hub id")
+    reward_model: str | list[str] = option("runs/rm", "reward model, or several: folder or hub id")
+    ensemble: Literal["mean", "min", "uncertainty"] = option("mean", "how several are combined")
+    ensemble_weight: float = option(1.0, "uncertainty: of the members' variance", at_least=0)
     reward_function: str = option("", "FILE.py:NAME, own (prompts, answers) -> rewards")
     function_weight: float = option(0.0, "of it beside the model (0: alone)", at_least=0)
     reference: str = option("", "model that KL is measured to (default: --model)")
@@ -70,7 +72,6 @@ class Config:
 if __name__ == "__main__":
     check_flags(Config)  # --help and wrong flags are answered before the slow imports below
 
-from dataclasses import asdict, replace
 from functools import partial
 
 import torch
@@ -89,6 +90,7 @@ from rlhf_min.maths.reward_shaping import penalise_missing_end, standardise, wit
 from rlhf_min.models import loading
 from rlhf_min.models.alignment import alignment_gap, check_alignment
 from rlhf_min.models.batches import padding_share, tree_batches
+from rlhf_min.models.ensemble import check_ensemble, restore_scales
 from rlhf_min.models.layout import context_length
 from rlhf_min.models.log_probs import answer_log_probs, rollout_log_probs
 from rlhf_min.models.reward_function import make_scorer
@@ -109,6 +111,7 @@ def check(config: Config) -> None:
         raise InputError("--baseline leave-one-out needs --samples 2 or more, got 1")
     if config.objective == "reinforce" and config.updates != 1:
         raise InputError("--updates above 1 needs --objective ppo-clip: REINFORCE is on-policy")
+    check_ensemble(config)
     run_folder.check_training(config, may_be_unfinished=REWARD_MODEL)
 
 
@@ -124,8 +127,7 @@ def initial_state(config: Config, policy, state: dict) -> tuple:
         "none": baselines.Baseline(),
     }[config.baseline]
     if "policy" in state:
-        states = state.pop("policy"), state.pop("optimiser")
-        checkpoints.restore_weights(policy, optimiser, *states)
+        checkpoints.restore_weights(policy, optimiser, state.pop("policy"), state.pop("optimiser"))
         generator.set_state(state.pop("generator"))
         baseline = replace(baseline, **state.pop("baseline"))
     return optimiser, generator, baseline
@@ -190,7 +192,7 @@ def train(config: Config, policy, reference, scorer, prompts, sampling, evaluate
         metrics |= {"grad/norm": grad_norm, "learning_rate": lr, "baseline/value": baseline.value}
         metrics["clip/fraction"] = policy_losses.clip_fraction(log_probs_PK, old_PK, config.clip)
         metrics["batch/padding"] = padding_share(policy, rollout.prompts, rollout.answers, max_rows)
-        metrics |= clock.seconds | evaluation.gold_metric(gold, batch, rollout, scorer)
+        metrics |= clock.seconds | evaluation.reward_metrics(gold, batch, rollout, scorer)
         baseline = baseline.updated(total_rewards_PK)  # after its use: b must not contain this R
         if config.eval_every and (step + 1) % config.eval_every == 0:
             metrics |= {f"held_out/{k}": v for k, v in evaluate(policy)[0].items()}
@@ -218,16 +220,14 @@ def main(config: Config) -> dict:
     held_out, _ = encode_prompts(tokenizer, held_out, room)
     sampling = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature}
     sampling["end_ids"] = end_token_ids(policy, tokenizer)
-    evaluate = partial(
-        evaluation.evaluate_policy, reference=reference, scorer=scorer, prompts=held_out,
-        sampling=sampling, gold=evaluation.gold_of(config),
-    )  # fmt: skip
+    settings = {"prompts": held_out, "sampling": sampling, "gold": evaluation.gold_of(config)}
+    evaluate = partial(evaluation.evaluate_policy, reference=reference, scorer=scorer, **settings)
     state = checkpoints.load_checkpoint(config.out) if config.resume else None
     if not state:
+        scales = evaluation.reference_scales(reference, scorer, prompts, sampling, config)
         before, answers = evaluate(policy)
-        scale = evaluation.reference_scale(reference, scorer, prompts, sampling, config)
-        state = {"step": 0, "reward_scale": scale, "before": before, "samples": answers}
-    metadata["reward_scale"] = state["reward_scale"]
+        state = {"step": 0, "before": before, "samples": answers, **scales}
+    metadata |= restore_scales(scorer, state)
     log = run_folder.RunLog("train_policy.py", config, metadata, state)
     with log.stop_between_steps():
         train(config, policy, reference, scorer, prompts, sampling, evaluate, log, state)

@@ -34,6 +34,7 @@ class Config:
     head: Literal["scalar", "ratings"] = option("scalar", "or ratings 1..10", heading="Objective")
     margin: float = option(0.0, "scalar head: reward units per rating point", at_least=0)
     centring: float = option(0.01, "scalar head: weight of mean((r_w + r_l)^2)", at_least=0)
+    batch_sum: float = option(0.0, "scalar head: weight of mean(r_w + r_l)^2", at_least=0)
     tie: Literal["half", "strict"] = option("half", "ratings head: what an equal rating counts")
     soft_labels: float = option(0.0, "ratings head: weight of cross-entropy to ratings", at_least=0)
     label_width: float = option(1.0, "std of a soft label, in ratings", at_least=0.01)
@@ -81,7 +82,7 @@ from rlhf_min.hardware.device import Clock, choose_dtype
 from rlhf_min.hardware.finite import check_finite
 from rlhf_min.hardware.optimiser import MasterAdamW, warm_up_and_down
 from rlhf_min.maths import preference_losses, ratings
-from rlhf_min.models import loading
+from rlhf_min.models import loading, reward_model
 from rlhf_min.models.batches import padding_share, tree_batches
 from rlhf_min.models.layout import context_length
 from rlhf_min.models.reward_model import branch_outputs, new_reward_model, separate_pad, wins
@@ -98,7 +99,8 @@ def check(config: Config) -> None:
         raise InputError("--max-steps must be above 0 (or -1: by --epochs), got 0")
     if len(config.rating_range) != 2:
         raise InputError("--rating-range needs two numbers, lowest and highest, such as 1 10")
-    needs = {"margin": "scalar", "soft_labels": "ratings", "earth_mover": "ratings"}
+    needs = {"margin": "scalar", "batch_sum": "scalar"}
+    needs |= {"soft_labels": "ratings", "earth_mover": "ratings"}
     for name, head in needs.items():
         if getattr(config, name) and config.head != head:
             raise InputError(f"{flag_of(name)} needs --head {head}, but --head is {config.head}")
@@ -122,13 +124,16 @@ def read_pairs(config: Config) -> tuple[list, list, dict, dict]:
     return train, held_out, dropped | others, dropped_held_out
 
 
-def loss_of(config: Config, chosen, rejected, chosen_rating, rejected_rating) -> Tensor:
-    """The loss: head outputs, both [n, 1 or 10]; ratings, both [n] (NaN if unknown) → scalar."""
+def loss_of(config, chosen, rejected, chosen_rating, rejected_rating, step_mean=0.0) -> Tensor:
+    """The loss: outputs [n, 1 or 10] and ratings [n] (or NaN); step_mean of `batch_sum_penalty`."""
     if config.head == "scalar":
         r_w, r_l, margin = chosen[:, 0], rejected[:, 0], 0.0
         if config.margin:
             margin = preference_losses.rating_margin(chosen_rating, rejected_rating, config.margin)
         loss = preference_losses.bradley_terry(r_w, r_l, margin)
+        if config.batch_sum:
+            penalty = preference_losses.batch_sum_penalty(r_w, r_l, step_mean)
+            loss = loss + config.batch_sum * penalty
         return loss + config.centring * preference_losses.centring_penalty(r_w, r_l)
     loss = preference_losses.ratings_win_loss(chosen, rejected, TIES[config.tie])
     both = torch.cat([chosen, rejected])
@@ -160,13 +165,15 @@ def train(config: Config, model, pairs, held_out, steps: int, log, checkpoint: d
         prompts, answers = [pair.prompt for pair in batch], [pair.answers for pair in batch]
         texts = [pair.pair.prompt for pair in batch]
         log.under_way |= {"place": f"step {step + 1}", "prompts": texts}  # for error messages
-        loss_sum = wins_sum = 0.0
+        loss_sum = wins_sum = step_mean = 0.0
+        if config.batch_sum:  # needs the rewards of the whole step: one more forward pass
+            step_mean = reward_model.all_outputs(model, prompts, answers).sum().item() / len(batch)
         for n, tree in tree_batches(model, prompts, answers, config.micro_batch):
             outputs = branch_outputs(model, tree).view(len(n), 2, -1)  # [n, 2, labels], gradient
             check_finite("the reward model's output", outputs, rows=n)
             chosen, rejected = outputs.unbind(1)  # [n, labels] each
             data_ratings = torch.tensor([batch[i].ratings for i in n], device=outputs.device)
-            loss = loss_of(config, chosen, rejected, *data_ratings.unbind(1))  # mean over n
+            loss = loss_of(config, chosen, rejected, *data_ratings.unbind(1), step_mean)
             check_finite("the loss", loss)
             (loss * len(n) / len(batch)).backward()  # the optimiser sums the gradients of all ranks
             loss_sum += loss.item() * len(n) / len(batch)

@@ -1,7 +1,8 @@
 """Command lines from frozen dataclasses; a wrong input is one sentence on stderr and exit code 2.
 
 Every field of a settings dataclass is a flag: `max_new_tokens` is `--max-new-tokens` (underscores
-work too), a bool is a switch, a `Literal` lists the choices, a list takes several values.
+work too), a bool is a switch, a `Literal` lists the choices, a list takes several values.  Of
+`str | list[str]` one value stays text, and several become a list.
 Exit codes: 0 done, 2 a setting or an input is wrong, 130 interrupted by Ctrl-C or SIGTERM.
 """
 
@@ -137,7 +138,8 @@ def parse(config_class: type, argv: list[str] | None = None):
                 raise InputError(f"{flag}: takes no value")
             if value == "--":  # argparse would take it for the end of the flags
                 raise InputError(f"{flag}: -- is no value")
-            if action.nargs == "+" and action in seen:  # argparse would forget the first
+            # argparse would forget the first; where one value is usual, the last one counts.
+            if action.nargs == "+" and action in seen and not isinstance(action.default, str):
                 raise InputError(f"{flag} is given twice: put all values behind one")
             seen.append(action)
         words.append(flag + equals + value)
@@ -147,6 +149,9 @@ def parse(config_class: type, argv: list[str] | None = None):
         flag = (error.argument_name or "").split("/")[0]
         raise InputError(f"{flag}: {error.message}") from None
     given = vars(given)
+    for name, kind in hints.items():
+        if _one_or_several(kind) and isinstance(value := given.get(name), list):
+            given[name] = value[0] if len(value) == 1 else value
     if rest and not hasattr(config_class, "from_words"):
         raise InputError(f"'{rest[0]}' belongs to no flag: see --help for all flags")
     given |= config_class.from_words(rest, given) if rest else {}
@@ -154,6 +159,11 @@ def parse(config_class: type, argv: list[str] | None = None):
         if value is dataclasses.MISSING:
             raise InputError(f"missing: {flag_of(name)}: see --help")
     return config_class(**given)
+
+
+def _one_or_several(kind) -> bool:
+    """Whether a field's type is `str | list[str]`."""
+    return set(typing.get_args(kind)) == {str, list[str]}
 
 
 def _argument(field: dataclasses.Field, kind) -> dict:
@@ -170,6 +180,8 @@ def _argument(field: dataclasses.Field, kind) -> dict:
         return settings | {"action": argparse.BooleanOptionalAction if default else "store_true"}
     if type(None) in typing.get_args(kind):  # X | None
         kind = typing.get_args(kind)[0]
+    if _one_or_several(kind):
+        kind = list[str]
     if typing.get_origin(kind) is list:
         kind, settings["nargs"] = typing.get_args(kind)[0], "+"
     choices = typing.get_args(kind)  # of a Literal

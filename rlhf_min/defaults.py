@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rlhf_min import InputError
 from rlhf_min.hardware import ranks
+from rlhf_min.models.ensemble import member_paths
 from rlhf_min.models.reward_function import load_function
 from rlhf_min.reporting.run_folder import is_unfinished
 from rlhf_min.zoo import start_model
@@ -20,8 +21,8 @@ def build_missing(config) -> None:
     """
     if config.reward_function:
         load_function(config.reward_function)  # its mistakes are told before anything is built
-    path, unfinished = config.reward_model, is_unfinished(config.reward_model)
-    missing = path == REWARD_MODEL and (unfinished or not Path(path).exists())
+    unfinished, exists = is_unfinished(REWARD_MODEL), Path(REWARD_MODEL).exists()
+    missing = REWARD_MODEL in member_paths(config.reward_model) and (unfinished or not exists)
     missing = missing and not (config.reward_function and not config.function_weight)
     if missing and (config.reading == "entropic" or config.weight != "none"):
         raise InputError(
@@ -33,11 +34,11 @@ def build_missing(config) -> None:
 
 def _build(config, reward_model: bool, unfinished: bool) -> None:
     """Train the start model if it is missing, and, if asked for, the reward model."""
-    path = config.reward_model
     start_model.build_if_missing(config.model)
     if reward_model:
-        print(f"{path} is missing or unfinished: training a reward model on the zoo first")
-        flags = ["--model", config.model, "--out", path, *(["--resume"] if unfinished else [])]
+        print(f"{REWARD_MODEL} is missing or unfinished: training a reward model on the zoo first")
+        flags = ["--model", config.model, "--out", REWARD_MODEL]
+        flags += ["--resume"] if unfinished else []
         run_script(Path(__file__).resolve().parents[1] / "train_rm.py", *flags)
 
 

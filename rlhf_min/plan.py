@@ -18,7 +18,9 @@ class Config:
     """Settings of the plan."""
 
     model: str = option("runs/zoo-base", "language model: folder (config.json is enough) or hub id")
-    reward_model: str = option("", "reward model of train_policy.py (nothing: of the same shape)")
+    reward_model: str | list[str] = option(
+        "", "of train_policy.py (nothing: one of --model's shape)"
+    )
     devices: int = option(1, "processes that train together", at_least=1, at_most=10**4)
     lora_rank: int = option(0, "rank of LoRA's adapters (0: all weights are trained)", at_least=0)
     dtype: Literal["float32", "bfloat16"] = option("bfloat16", "of the models")
@@ -41,6 +43,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhf_min.models import loading
+from rlhf_min.models.ensemble import member_paths
 from rlhf_min.models.layout import Layout, context_length
 from rlhf_min.models.log_probs import MAX_LOGITS, MIN_TOKENS, answer_log_probs
 from rlhf_min.models.lora import add_adapters
@@ -112,7 +115,8 @@ def memory_plan(settings: Config) -> dict[str, dict[str, float]]:
         add_adapters(model, settings.lora_rank, settings.lora_rank)
     trained = numbers(p for p in model.parameters() if p.requires_grad)
     adapters = trained if settings.lora_rank else 0
-    other = empty_model(settings.reward_model, dtype) if settings.reward_model else None
+    paths = member_paths(settings.reward_model or settings.model)  # all are in memory together
+    scorers = {path: numbers(empty_model(path, dtype).parameters()) for path in set(paths)}
     stays = {
         "weights": size * (weights + adapters),
         "master weights": 4 * trained / devices if size < 4 else 0,
@@ -120,7 +124,7 @@ def memory_plan(settings: Config) -> dict[str, dict[str, float]]:
     }
     models = {
         "reference": 0 if settings.lora_rank else size * weights,
-        "reward model": size * (numbers(other.parameters()) if other else weights),
+        "reward model": size * sum(scorers[path] for path in paths),
     }
     plans = {}
     for script, samples in (("train_rm.py", 2), ("train_policy.py", settings.samples)):

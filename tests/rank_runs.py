@@ -40,13 +40,16 @@ POLICY = (
 )
 RUNS = {
     "rm": {
-        "scalar": (train_rm, f"{RM} --margin 0.1"),
+        "scalar": (train_rm, f"{RM} --margin 0.1 --batch-sum 0.2"),
         "ratings": (train_rm, f"{RM} --head ratings --soft-labels 0.5 --earth-mover 0.1"),
         "lora": (train_rm, f"{RM} --gradient-checkpointing --lora-rank 2"),
     },
     "policy": {
         "average": (train_policy, f"{POLICY} --reward-model rm --eval-every 2"),
-        "siblings": (train_policy, f"{POLICY} --reward-model rm --baseline leave-one-out"),
+        "siblings": (
+            train_policy,
+            f"{POLICY} --reward-model rm rm10 --ensemble uncertainty --baseline leave-one-out",
+        ),
         "ema": (train_policy, f"{POLICY} --reward-model rm --baseline ema --temperature 0.8"),
         "lora": (train_policy, f"{POLICY} --reward-model rm --lora-rank 2"),
         "none": (train_policy, f"{POLICY} --reward-function own.py:count --baseline none"),

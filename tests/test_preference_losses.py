@@ -79,6 +79,28 @@ def test_centring_penalty_pulls_only_the_constant_that_bradley_terry_leaves_free
     )
 
 
+def test_batch_sum_penalty_of_micro_batches_has_the_value_and_gradient_of_the_whole_step():
+    """The oracle is autograd of the square, over all seven pairs."""
+    both = [x.clone().requires_grad_() for x in (CHOSEN, REJECTED)]
+    whole = ((both[0].sum() + both[1].sum()) / 7) ** 2
+    want = torch.autograd.grad(whole, both)
+    mean = sum(w + r for w, r in zip(CHOSEN.tolist(), REJECTED.tolist(), strict=True)) / 7
+    for sizes in ((7,), (3, 4), (1, 1, 5)):
+        parts = zip(*(x.split(sizes) for x in both), strict=True)
+        losses_ = [losses.batch_sum_penalty(w, r, mean) * len(w) / 7 for w, r in parts]
+        assert_close(sum(losses_), whole, rtol=1e-12, atol=1e-12)
+        for ours, theirs in zip(torch.autograd.grad(sum(losses_), both), want, strict=True):
+            assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_centring_is_the_batch_sum_and_the_variance_of_pairs():
+    sums = [w + r for w, r in zip(CHOSEN.tolist(), REJECTED.tolist(), strict=True)]
+    mean = sum(sums) / 7
+    variance = sum((s - mean) ** 2 for s in sums) / 7
+    batch_sum = losses.batch_sum_penalty(CHOSEN, REJECTED, mean)
+    assert_close(losses.centring_penalty(CHOSEN, REJECTED).item(), batch_sum.item() + variance)
+
+
 def test_rating_margin_grows_with_the_gap_and_is_zero_for_a_contradicted_label():
     chosen, rejected = torch.tensor([9.0, 5.0, 2.0]), torch.tensor([4.0, 5.0, 8.0])
     assert losses.rating_margin(chosen, rejected, 0.5).tolist() == [2.5, 0.0, 0.0]

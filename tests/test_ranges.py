@@ -121,6 +121,7 @@ def test_the_defaults_and_the_negative_values_that_mean_something_pass(script):
 
 BOUNDS = {  # written by hand from the meaning of each flag; {}: no limit of its own
     train_policy: {
+        "ensemble_weight": {"at_least": 0},
         "function_weight": {"at_least": 0},
         "updates": {"at_least": 1},
         "clip": {"above": 0, "at_most": 1},
@@ -153,6 +154,7 @@ BOUNDS = {  # written by hand from the meaning of each flag; {}: no limit of its
         "max_length": {"at_least": 2},
         "margin": {"at_least": 0},
         "centring": {"at_least": 0},
+        "batch_sum": {"at_least": 0},
         "soft_labels": {"at_least": 0},
         "label_width": {"at_least": 0.01},
         "earth_mover": {"at_least": 0},

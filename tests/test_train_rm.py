@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -28,7 +29,7 @@ ALL = {
     "marginal_entropy": 0.1, "roughness": 0.05,
 }  # fmt: skip
 HEADS = {
-    "scalar": {"head": "scalar", "margin": 0.1, "centring": 0.05},
+    "scalar": {"head": "scalar", "margin": 0.1, "centring": 0.05, "batch_sum": 0.1},
     "ratings": {"head": "ratings", **ALL},
 }
 
@@ -92,7 +93,8 @@ def loop_loss(c: train_rm.Config, chosen, rejected, good, bad) -> float:
         for (w,), (l,), a, b in zip(chosen, rejected, good, bad, strict=True):  # noqa: E741
             margin = c.margin * max(0.0, a - b) if c.margin else 0.0
             total += math.log1p(math.exp(-(w - l - margin))) + c.centring * (w + l) ** 2
-        return total / n
+        everything = sum(w + l for (w,), (l,) in zip(chosen, rejected, strict=True))  # noqa: E741
+        return total / n + c.batch_sum * (everything / n) ** 2
     tau = {"half": 0.5, "strict": 0.0}[c.tie]
     loss, every = 0.0, [*chosen, *rejected]
     for w, l in zip(chosen, rejected, strict=True):  # noqa: E741
@@ -125,6 +127,7 @@ OPTIONS = [
     {"head": "scalar", "centring": 0.0},
     {"head": "scalar"},
     {"head": "scalar", "margin": 0.3},
+    {"head": "scalar", "batch_sum": 0.4},
     {"head": "ratings"},
     {"head": "ratings", "tie": "strict"},
     *({"head": "ratings", name: value} for name, value in ALL.items()),
@@ -139,7 +142,8 @@ def test_every_option_of_the_loss_equals_a_loop(options):
     labels = 1 if config.head == "scalar" else 10
     chosen, rejected = torch.randn(2, 3, labels, dtype=torch.float64)
     good, bad = torch.tensor([[9.0, 4.0, 2.5], [1.0, 6.0, 2.0]], dtype=torch.float64)
-    ours = train_rm.loss_of(config, chosen, rejected, good, bad).item()
+    step_mean = (chosen + rejected).mean().item()  # of a step with these three pairs only
+    ours = train_rm.loss_of(config, chosen, rejected, good, bad, step_mean).item()
     expected = loop_loss(config, *(x.tolist() for x in (chosen, rejected, good, bad)))
     assert ours == pytest.approx(expected, abs=1e-9)
 
@@ -184,7 +188,8 @@ def test_a_run_equals_a_plain_loop(tiny_run, tmp_path, head):
         ratings = [
             torch.tensor([r[f"{s}_rating"] for r in tiny_pairs(8)]) for s in ("chosen", "rejected")
         ]
-        loss = train_rm.loss_of(config, chosen, rejected, *ratings)
+        loss = train_rm.loss_of(replace(config, batch_sum=0.0), chosen, rejected, *ratings)
+        loss = loss + config.batch_sum * (chosen + rejected).mean() ** 2
         losses.append(loss.item())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)

@@ -23,6 +23,18 @@ def centring_penalty(chosen: Tensor, rejected: Tensor) -> Tensor:
     return (chosen + rejected).square().mean()
 
 
+def batch_sum_penalty(chosen: Tensor, rejected: Tensor, step_mean: float) -> Tensor:
+    """M², with M = mean(r_w + r_l) over all pairs of a step (BSR: Hong et al. 2025).
+
+    chosen, rejected [B] rewards of a micro-batch; step_mean: M, a constant → scalar in squared
+    reward units.  It is the tangent 2·M·m − M² with m the micro-batch's own mean.  Averaged over
+    the step's micro-batches, weighted by their pairs, it has the value M² and the gradient of M².
+    Unlike `centring_penalty`, which is M² plus the variance of r_w + r_l, it asks for nothing of
+    a single pair.  The authors' code has λ·B·(M/2)², with B the pairs on one device.
+    """
+    return 2 * step_mean * (chosen + rejected).mean() - step_mean**2
+
+
 def rating_margin(chosen_rating: Tensor, rejected_rating: Tensor, scale: float) -> Tensor:
     """m = scale·max(0, rating_w − rating_l): [B] ratings → [B] reward units (idea: Llama 2, eq. 2).
 

@@ -10,6 +10,7 @@ from rlhf_min import InputError
 from rlhf_min.hardware import ranks
 from rlhf_min.hardware.finite import check_finite, text_start
 from rlhf_min.models.answers import answer_texts
+from rlhf_min.models.ensemble import EnsembleScorer, member_paths
 from rlhf_min.models.sampling import Rollout
 from rlhf_min.models.scoring import RewardScorer
 
@@ -38,10 +39,11 @@ class FunctionScorer:
     """A function (prompts, answers) → rewards, called once for all answers of a rollout.
 
     It gets two lists of the same length: prompts (text or chat messages) and answers (text), and
-    returns as many numbers.  beside: a reward model, to whose scores weight·reward is added.
+    returns as many numbers.  beside: a scorer of reward models, to whose scores weight·reward is
+    added.
     """
 
-    def __init__(self, spec: str, policy_tokenizer, beside: RewardScorer | None, weight: float):
+    def __init__(self, spec: str, policy_tokenizer, beside, weight: float):
         self.spec, self.function = spec, load_function(spec)
         self.policy_tokenizer, self.beside, self.weight = policy_tokenizer, beside, weight
         self.context = beside.context if beside else sys.maxsize
@@ -77,19 +79,23 @@ class FunctionScorer:
 
 
 def make_scorer(config, dtype: torch.dtype, tokenizer):
-    """What scores answers: the reward model, --reward-function, or both.
+    """What scores answers: one reward model or several, --reward-function, or both.
 
     config: settings of train_policy.py; tokenizer: the policy's.
     """
     settings = config.reading, config.entropic_b, config.weight
+    if config.reward_function and not config.function_weight:
+        if config.reading != "mean" or config.weight != "none":
+            raise InputError(
+                "--reading and --weight are for a reward model: leave them out, or use one beside "
+                "--reward-function by --function-weight"
+            )
+        return FunctionScorer(config.reward_function, tokenizer, None, 0.0)
+    paths = member_paths(config.reward_model)
+    members = [RewardScorer(path, dtype, tokenizer, *settings) for path in paths]
+    scorer = members[0]
+    if len(members) > 1:
+        scorer = EnsembleScorer(members, config.ensemble, config.ensemble_weight)
     if not config.reward_function:
-        return RewardScorer(config.reward_model, dtype, tokenizer, *settings)
-    if config.function_weight:
-        model = RewardScorer(config.reward_model, dtype, tokenizer, *settings)
-        return FunctionScorer(config.reward_function, tokenizer, model, config.function_weight)
-    if config.reading != "mean" or config.weight != "none":
-        raise InputError(
-            "--reading and --weight are for a reward model: leave them out, or use one beside "
-            "--reward-function by --function-weight"
-        )
-    return FunctionScorer(config.reward_function, tokenizer, None, 0.0)
+        return scorer
+    return FunctionScorer(config.reward_function, tokenizer, scorer, config.function_weight)

@@ -15,6 +15,7 @@ from rlhf_min.maths.reward_shaping import k1, reward_scale, standardise
 from rlhf_min.models.alignment import alignment_gap
 from rlhf_min.models.answers import answer_texts
 from rlhf_min.models.batches import tree_batches
+from rlhf_min.models.ensemble import ensemble_in
 from rlhf_min.models.log_probs import rollout_log_probs
 from rlhf_min.models.reward_model import branch_outputs, reward_from, win_probability, wins
 from rlhf_min.models.sampling import Rollout, sample
@@ -115,10 +116,22 @@ def sample_and_score(model, reference, scorer: RewardScorer, prompts, sampling: 
         return rollout, scorer.score(rollout, texts, ref_rollout)[0][:, 0]
 
 
-def reference_scale(reference, scorer, prompts, sampling: dict, config) -> dict[str, float]:
-    """Mean and standard deviation of the scores of one reference answer to each of some prompts."""
+def reference_scales(reference, scorer, prompts, sampling: dict, config) -> dict:
+    """Mean and standard deviation of the scores of one reference answer to each of some prompts.
+
+    For the state of a run: reward_scale of the scorer; an ensemble needs, and keeps, those of its
+    members first: member_scales.
+    """
     some, seed = draw_items(prompts, config.ruler_prompts, config.data), config.seed
-    return reward_scale(sample_and_score(reference, reference, scorer, some, sampling, seed)[1])
+
+    def scale_of(scorer) -> dict[str, float]:
+        scores = sample_and_score(reference, reference, scorer, some, sampling, seed)[1]
+        return reward_scale(scores)
+
+    if not (ensemble := ensemble_in(scorer)):
+        return {"reward_scale": scale_of(scorer)}
+    ensemble.scales = [scale_of(member) for member in ensemble.members]  # of the same answers
+    return {"member_scales": ensemble.scales, "reward_scale": scale_of(scorer)}
 
 
 def mean_total_reward(config, metrics: dict, scale: dict[str, float]) -> float:
@@ -145,6 +158,8 @@ def evaluate_policy(policy, reference, scorer: RewardScorer, prompts, sampling: 
         "reward": rewards.tolist(),
     }
     columns = {"reward/mean": table["reward"], "kl/mean": kl[:, 0].tolist()}
+    if ensemble := ensemble_in(scorer):
+        columns["reward/spread"] = ensemble.spread[:, 0].tolist()
     if gold:
         table["gold"] = columns["reward/gold"] = list(map(gold, table["prompt"], table["answer"]))
     metrics = {"prompts": len(prompts), **rollout_metrics(rollout)}
@@ -160,13 +175,18 @@ def gold_of(config):
     return world.gold_rating if sources == {"zoo"} else None
 
 
-def gold_metric(gold, prompts: list, rollout: Rollout, scorer: RewardScorer) -> dict:
-    """{"reward/gold": mean true rating of a rollout}; {} where the truth is not known."""
+def reward_metrics(gold, prompts: list, rollout: Rollout, scorer: RewardScorer) -> dict:
+    """Mean true rating of a rollout, if the truth is known, and the spread of an ensemble's scores.
+
+    The rollout is the one that was scored last.
+    """
+    ensemble = ensemble_in(scorer)
+    metrics = {"reward/spread": ensemble.spread.mean().item()} if ensemble else {}
     if not gold:
-        return {}
+        return metrics
     pairs = zip(prompts, answer_texts(scorer.policy_tokenizer, rollout), strict=True)
     ratings = [gold(prompt_text(prompt.prompt), text) for prompt, own in pairs for text in own]
-    return {"reward/gold": sum(ratings) / len(ratings)}
+    return metrics | {"reward/gold": sum(ratings) / len(ratings)}
 
 
 def rollout_metrics(rollout: Rollout) -> dict[str, float]:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Collection
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from rlhf_min import InputError
 from rlhf_min.data.files import read_json, replace_text
 from rlhf_min.hardware import disk, ranks
 from rlhf_min.hardware.finite import naming
+from rlhf_min.models.ensemble import member_paths
 from rlhf_min.reporting import checkpoints, folder_files, report
 from rlhf_min.reporting.diagnosis import collapse
 from rlhf_min.reporting.environment import environment
@@ -53,12 +54,14 @@ def check_folder(config, may_differ: Collection[str] = ()) -> None:
     before = run.get("config")
     if not isinstance(before, dict) or not isinstance(run.get("data", {}), dict):
         raise InputError(f"{folder}/run.json is damaged, so --resume cannot trust it: start again")
+    # A setting that is younger than the run has the default, which never changes what a run does.
+    defaults = {field.name: field.default for field in fields(config)}
     for name in now:  # not out: the folder may have moved, or be spelled in another way
-        same = now[name] == before.get(name)
-        if not same and name not in ("out", "resume", "overwrite", *may_differ):
+        had = before.get(name, defaults[name])
+        if now[name] != had and name not in ("out", "resume", "overwrite", *may_differ):
             raise InputError(
                 f"--resume continues the run in {out}, which had --{name.replace('_', '-')} "
-                f"{before.get(name)}, not {now[name]}: give the same settings"
+                f"{had}, not {now[name]}: give the same settings"
             )
 
 
@@ -69,8 +72,9 @@ def check_training(config, may_be_unfinished: str = "") -> None:
     """
     items, folder = config.batch_size // getattr(config, "samples", 1), Path(config.out)
     ranks.check_share(items, f"a step of {items} prompts (--batch-size)")
-    for name in ("model", "reward_model", "reference"):
-        path, flag = getattr(config, name, ""), f"--{name.replace('_', '-')}"
+    models = [("--model", config.model), ("--reference", getattr(config, "reference", ""))]
+    rewards = member_paths(getattr(config, "reward_model", ""))
+    for flag, path in [*models, *(("--reward-model", path) for path in rewards)]:
         if path and folder.exists() and Path(path).exists() and folder.samefile(path):
             raise InputError(f"{flag} and --out are both {path}: the run would replace its model")
         if path != may_be_unfinished and is_unfinished(path):
