@@ -106,7 +106,8 @@ def run(one: dict) -> dict:
     points = [[0.0, ends[0]["reward/gold"]]]
     points += [[m["held_out/kl/mean"], m["held_out/reward/gold"]] for m in held_out]
     result = {"gold": ends[1]["reward/gold"], "kl": ends[1]["kl/mean"]}
-    result["accuracy"] = fmean(zoo_runs.summary(m)["accuracy"] for m in models if _trained(m))
+    if accuracies := [zoo_runs.summary(m)["accuracy"] for m in models if _trained(m)]:
+        result["accuracy"] = fmean(accuracies)
     shutil.rmtree(folder)  # the row is all that is kept of it
     return _rounded(result | {"curve": points})
 
