@@ -7,6 +7,7 @@ held-out gold is read at equal KL along the run, and with the default penalty.  
 learn from the same 10 000 annotated pairs unless the cure's name says otherwise.
 """
 
+import itertools
 import shutil
 import subprocess
 import sys
@@ -141,7 +142,7 @@ def _rounded(result: dict) -> dict:
 
 def gold_at(curve: list[list[float]], kl: float) -> float | None:
     """Gold where the curve of (KL, gold) first reaches this KL, linear in √KL; None if never."""
-    for (k0, g0), (k1, g1) in zip(curve, curve[1:], strict=False):
+    for (k0, g0), (k1, g1) in itertools.pairwise(curve):
         if k0 <= kl <= k1:
             low, high = max(k0, 0) ** 0.5, k1**0.5
             share = (kl**0.5 - low) / (high - low) if high > low else 1.0
