@@ -46,7 +46,7 @@ def check(layer: nn.Module, x: torch.Tensor) -> None:
     bias = 0 if plain.bias is None else plain.bias.double()
     expected = x.double() @ plain.weight.double().T + bias
     found = layer(x)
-    assert found.dtype == torch.bfloat16
+    assert found.dtype == torch.bfloat16 and found.is_contiguous()  # as of nn.Linear
     assert_close(found.double(), expected, atol=0.02, rtol=0.01)
 
 

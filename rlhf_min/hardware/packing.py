@@ -70,7 +70,7 @@ class SharedProduct:
         if x is not self.input or version != self.version or index not in self.parts:
             self.input, self.version = x, version
             self.parts = dict(enumerate(self.product(x).split(self.sizes, -1)))
-        part = self.parts.pop(index)
+        part = self.parts.pop(index).contiguous()  # models may `view` a linear layer's output
         if not self.parts:
             self.input = None
         return part
