@@ -14,7 +14,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from rlhf_min.hardware import decoding as hardware
-from rlhf_min.hardware import static_decoding
+from rlhf_min.hardware import packing, static_decoding
 from rlhf_min.hardware.attention import NAME
 from rlhf_min.hardware.decoding import Decoder, decoding_mode
 from rlhf_min.hardware.static_decoding import StaticDecoder, use_static
@@ -23,7 +23,7 @@ from rlhf_min.models.decoding import make_decoder
 from rlhf_min.models.sampling import sample
 
 WHOLE = [(family, attention) for family, attention in MODELS if family != "gemma2"]  # no window
-packs = pytest.mark.skipif(not hardware.can_pack(), reason="this CPU does not multiply bfloat16")
+packs = pytest.mark.skipif(not packing.can_pack(), reason="this CPU does not multiply bfloat16")
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12, 13], [14]]
 TOKENS = torch.tensor([[3, 4, 5, 6, 7, 8], [9, 3, 9, 3, 9, 3], [0, 1, 2, 0, 1, 2]])
 
@@ -302,15 +302,15 @@ def test_layers_are_handed_back_plain_even_after_an_error():
 @packs
 def test_an_error_while_packing_is_the_one_that_is_seen(monkeypatch):
     layers = nn.Sequential(bfloat16_linear(False), bfloat16_linear(False))
-    real, seen = hardware.packed_forward, []
+    real, seen = packing.packed_product, []
 
-    def second_fails(layer):
-        seen.append(layer)
+    def second_fails(group):
+        seen.append(group)
         if len(seen) == 2:
             raise MemoryError("no room")
-        return real(layer)
+        return real(group)
 
-    monkeypatch.setattr(hardware, "packed_forward", second_fails)
+    monkeypatch.setattr(packing, "packed_product", second_fails)
     with pytest.raises(MemoryError, match="no room"), decoding_mode(Holder(layers), 16):
         pass
     assert not any("forward" in vars(layer) for layer in layers)

@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 import train_policy
 import train_rm
 from rlhf_min import InputError
-from rlhf_min.hardware import decoding
+from rlhf_min.hardware import decoding, packing
 from rlhf_min.hardware.optimiser import MasterAdamW
 from rlhf_min.models import lora
 from rlhf_min.models.alignment import alignment_gap
@@ -187,7 +187,7 @@ def test_sampling_merges_the_adapters_and_agrees_with_training(dtype):
 
 
 def test_bfloat16_adapters_are_merged_and_packed_for_sampling():
-    if not decoding.can_pack():
+    if not packing.can_pack():
         pytest.skip("this CPU does not multiply packed bfloat16 weights")
     model = adapted_model(dtype=torch.bfloat16)
     layer = next(iter(lora.adapted_layers(model).values()))

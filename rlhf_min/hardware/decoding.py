@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from rlhf_min.hardware.packing import can_pack, packed_forwards
+
 PACK_FROM = 16  # new tokens from which packing pays: it costs what about ten of them save
 
 
@@ -120,20 +122,18 @@ def decoding_mode(model, new_tokens: int):
     (models/lora.py): fewer products.  On a CPU bfloat16 weights are packed: oneDNN would reorder a
     whole weight for every product of a few rows.  Both cost a copy of the weights meanwhile.
     """
-    was_training, layers = model.training, []
+    was_training = model.training
     packs = model.device.type == "cpu" and new_tokens >= PACK_FROM and can_pack()
     modules = [m for m in model.modules() if "forward" not in vars(m)]
     adapted = {m for m in modules if hasattr(m, "merged_layer")}
-    frozen = {m.layer for m in adapted}
+    layers = adapted | ({m for m in modules if type(m) is nn.Linear} - {m.layer for m in adapted})
+    packed = {m for m in layers if packs and is_bfloat16(m.layer if m in adapted else m)}
     model.eval()
     try:
-        for layer in adapted.union(m for m in modules if type(m) is nn.Linear) - frozen:
-            linear = layer.merged_layer() if layer in adapted else layer
-            if packs and type(linear) is nn.Linear and linear.weight.dtype == torch.bfloat16:
-                layer.forward = packed_forward(linear)
-            elif layer in adapted:
-                layer.forward = linear.forward
-            layers.append(layer)
+        for layer in adapted - packed:
+            layer.forward = layer.merged_layer().forward
+        for layer, forward in packed_forwards(model, packed):
+            layer.forward = forward
         yield
     finally:
         model.train(was_training)
@@ -141,14 +141,6 @@ def decoding_mode(model, new_tokens: int):
             vars(layer).pop("forward", None)
 
 
-def can_pack() -> bool:
-    """Whether this PyTorch and this CPU multiply packed bfloat16 weights."""
-    mkldnn = torch.backends.mkldnn
-    return mkldnn.is_available() and mkldnn.enabled and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def packed_forward(layer: nn.Linear):
-    """The layer's forward with a packed copy of its weight (operators that torch.compile uses)."""
-    weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())
-    bias = layer.bias
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def is_bfloat16(layer: nn.Module) -> bool:
+    """Whether the layer is an nn.Linear (of no derived class) with a bfloat16 weight."""
+    return type(layer) is nn.Linear and layer.weight.dtype == torch.bfloat16
