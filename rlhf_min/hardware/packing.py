@@ -25,9 +25,10 @@ def packed_forwards(model, layers: set[nn.Module]) -> Iterator[tuple[nn.Module, 
     layers: nn.Linear, or adapted layers around one, whose merged weights are packed.
     """
     left = set(layers)
-    for parent in model.modules():
-        children = dict(parent.named_children())
-        for names in SIBLINGS:
+    # All groups of one kind, then the next: joined weights of one size reuse freed memory.
+    for names in SIBLINGS:
+        for parent in model.modules():
+            children = dict(parent.named_children())
             group = [children.get(name) for name in names]
             if left.issuperset(group) and can_share(group):
                 left.difference_update(group)
