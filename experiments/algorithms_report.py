@@ -81,9 +81,13 @@ def curves(rows: list[dict]) -> dict[str, dict[int, list[tuple[float, float]]]]:
 
 
 def gold_at(points: dict, method: str, kl: float) -> dict[int, float]:
-    """seed → gold at this KL in nats, of the seeds whose runs reach it."""
+    """seed → gold at this KL in nats, of the seeds whose runs reach it; linear in √KL."""
     reached = {s: own for s, own in points.get(method, {}).items() if own[0][0] <= kl <= own[-1][0]}
-    return {seed: float(np.interp(kl, *zip(*own, strict=True))) for seed, own in reached.items()}
+    found = {}
+    for seed, own in reached.items():
+        kls, golds = zip(*own, strict=True)
+        found[seed] = float(np.interp(kl**0.5, np.sqrt(np.maximum(kls, 0)), golds))
+    return found
 
 
 def of_method(rows: list[dict], method: str, value: str, weight: float | None) -> dict[int, float]:

@@ -4,7 +4,8 @@
 
 Every cure trains a policy on the zoo from the same start model, twice: without a KL penalty, where
 held-out gold is read at equal KL along the run, and with the default penalty.  All reward models
-learn from the same 10 000 annotated pairs unless the cure's name says otherwise.
+learn from the same 10 000 annotated pairs unless the cure's name says otherwise.  The judge of the
+loop is the gold rating, so its verdicts have no noise, as those of the additional pairs.
 """
 
 import itertools
@@ -22,8 +23,9 @@ import matplotlib.pyplot as plt
 from experiments import lab, zoo_runs
 from rlhf_min.data.files import read_json
 
-PAIRS, ROUNDS, JUDGED = 10_000, 3, 1900  # of a reward model; of the loop: rounds, comparisons each
+ROUNDS, JUDGED = 3, 1900  # of the loop: rounds, comparisons of each
 MEMBERS = 3  # of an ensemble
+MORE = "5 700 more pairs"  # as many as the loop judges, also ordered by the gold rating
 AT = (1.0, 2.0, 4.0, 8.0)  # nats at which gold is read
 # name → (kind of reward model, settings of the reward model, settings of the policy)
 CURES = {
@@ -38,7 +40,7 @@ CURES = {
     "ratings head, entropic b = 2": ("one", {"head": "ratings"}, {"reading": "entropic"}),
     "ratings head, win probability": ("one", {"head": "ratings"}, {"reading": "win"}),
     "ratings head, inverse variance": ("one", {"head": "ratings"}, {"weight": "inverse-variance"}),
-    "15 700 pairs": ("one", {"limit": PAIRS + ROUNDS * JUDGED}, {}),
+    MORE: ("more pairs", {}, {}),
 }
 PENALTIES = (0.0, 0.1)  # the second is the default of train_policy.py
 LOOP = "judging and retraining, 3 × 1900"
@@ -59,7 +61,7 @@ def settings(quick: bool) -> list[dict]:
         if not quick:
             runs += [{"cure": "none", "kl": kl, **common} for kl in (0.05, 0.2, 0.4)]
             # As many steps and comparisons as the loop has, but all comparisons at the start.
-            runs.append({"cure": "15 700 pairs", "kl": LOOP_KL, "like": LOOP, **common})
+            runs.append({"cure": MORE, "kl": LOOP_KL, "like": LOOP, **common})
             runs.append({"cure": LOOP, "kl": LOOP_KL, **common})
     return runs
 
@@ -67,7 +69,10 @@ def settings(quick: bool) -> list[dict]:
 def reward_models(kind: str, start: Path, seed: int, quick: bool, own: dict) -> list[Path]:
     """The folders of the reward models of a cure (one, or the members of an ensemble)."""
     flags = {"seed": seed, **(QUICK["rm"] if quick else {}), **own}
-    if kind == "one":
+    if kind == "more pairs":  # beside the zoo's own 10 000
+        more = str(zoo_runs.gold_pairs(ROUNDS * JUDGED, seed))
+        flags |= {"data": ["zoo", more], "eval_data": ["zoo:held-out"]}
+    if kind in ("one", "more pairs"):
         return [zoo_runs.reward_model(start, **flags)]
     starts, build = [start] * MEMBERS, QUICK["start"] if quick else {}
     if kind == "own starts":
@@ -178,7 +183,11 @@ def report(rows: list[dict], out: Path) -> str:
         cells = []
         for kl in AT:
             golds = [gold_at(r["curve"], kl) for r in results.values()]
-            cells.append(lab.shown([g for g in golds if g is not None]))
+            reached = [g for g in golds if g is not None]
+            missing = (
+                f" ({len(reached)} of {len(golds)} seeds)" if len(reached) < len(golds) else ""
+            )
+            cells.append(lab.shown(reached) + (missing if reached else ""))
         cells.append(lab.shown([max(g for _, g in r["curve"]) for r in results.values()]))
         cells.append(lab.shown([r["gold"] for r in results.values()]))
         table.append([name, *cells])
@@ -222,7 +231,7 @@ def alone_rows(rows: list[dict]) -> list[list[str]]:
 
 def loop_table(rows: list[dict], loop: dict[int, dict]) -> str:
     """The loop round by round, beside one training on as many comparisons and steps."""
-    same = select(rows, "15 700 pairs", LOOP_KL, LOOP)
+    same = select(rows, MORE, LOOP_KL, LOOP)
     header = ["policy steps", "judging and retraining", "comparisons with a winner so far"]
     lines = []
     for n in range(ROUNDS + 1):
@@ -230,7 +239,7 @@ def loop_table(rows: list[dict], loop: dict[int, dict]) -> str:
         judged = fmean(sum(r["comparisons"][:n]) for r in loop.values())
         steady = lab.shown([r["curve"][n + 1][1] for r in same.values() if len(r["curve"]) > n + 1])
         lines.append([str((n + 1) * LOOP_STEPS), golds, f"{judged:.0f}", steady])
-    return lab.table([*header, "15 700 pairs at once, no judging"], lines)
+    return lab.table([*header, "5 700 more pairs of random answers at once"], lines)
 
 
 def draw(rows: list[dict], names: list[str], file: Path) -> None:

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import lru_cache
 from math import sqrt
 from pathlib import Path
 from statistics import fmean, stdev
@@ -41,7 +42,9 @@ def key(settings: dict) -> str:
 def read_rows(file: Path) -> dict[str, dict]:
     """The rows of a study by `key`.  A line that a killed process left unfinished is dropped."""
     rows = {}
-    for number, line in enumerate(file.read_text("utf-8").splitlines() if file.exists() else [], 1):
+    for number, line in enumerate(
+        file.read_text("utf-8", "replace").splitlines() if file.exists() else [], 1
+    ):
         try:
             row = json.loads(line)
         except ValueError:
@@ -61,7 +64,7 @@ def run_all(study: str, run: Callable, settings: list[dict], file: Path, jobs: i
     missing = [one for name, one in wanted.items() if name not in rows]
     if missing:
         file.parent.mkdir(parents=True, exist_ok=True)
-        if file.exists() and not file.read_text("utf-8").endswith("\n"):
+        if file.exists() and not file.read_bytes().endswith(b"\n"):
             with file.open("a", encoding="utf-8") as text:
                 text.write("\n")  # ends a line that was not finished
         # For the workers, before they import anything: one thread, no progress bars of the scripts.
@@ -77,13 +80,7 @@ def run_all(study: str, run: Callable, settings: list[dict], file: Path, jobs: i
                     failed.append((one, error))
                     tqdm.write(f"{study}: {key(one)} failed: {error}", file=sys.stderr)
                     continue
-                result, seconds = future.result()
-                row = {
-                    "settings": one,
-                    "result": result,
-                    "seconds": seconds,
-                    "commit": environment()["commit"],
-                }
+                row = {"settings": one} | future.result()
                 rows[key(one)] = row
                 with file.open("a", encoding="utf-8") as text:
                     text.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -97,10 +94,20 @@ def _prepare() -> None:
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  open as long as the process
 
 
-def _timed(run: Callable, settings: dict) -> tuple[dict, float]:
-    """The result of a run, and its seconds."""
-    begin = time.perf_counter()
-    return run(settings), round(time.perf_counter() - begin, 1)
+@lru_cache  # once per process, before its first run: that is the code which it has imported
+def _commit() -> str:
+    return environment()["commit"]
+
+
+def _timed(run: Callable, settings: dict) -> dict:
+    """The result of a run, its seconds, and the commit."""
+    commit, begin = _commit(), time.perf_counter()
+    result = run(settings)
+    return {
+        "result": result,
+        "seconds": round(time.perf_counter() - begin, 1),
+        "commit": commit,
+    }
 
 
 def main(study: str, settings: Callable, run: Callable, report: Callable, page=PAGE) -> None:

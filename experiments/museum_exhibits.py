@@ -201,7 +201,9 @@ def own_batch():
          beside="right-ratings")  # fmt: skip
 def from_zero():
     return {
-        "rlhf_min.reporting.evaluation.reference_scale": lambda *_: {"mean": 0.0, "std": 1.0},
+        "rlhf_min.reporting.evaluation.reference_scales": lambda *_: {
+            "reward_scale": {"mean": 0.0, "std": 1.0}
+        },
         "rlhf_min.maths.baselines.MovingAverage": lambda start: ExponentialAverage(0.0, 0.95),
     }
 

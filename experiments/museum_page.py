@@ -40,11 +40,11 @@ def verdict(both: list[tuple[dict, dict]]) -> str:
     if change[2] < 0:
         text = "falls"
     elif effect[2] < 0:
-        text = "harmless here" if effect[0] > -SMALL else "worse than the right code"
+        text = "worse, by little" if effect[0] > -SMALL else "worse than the right code"
     elif effect[1] > 0:
-        text = "harmless here" if effect[0] < SMALL else "better than the right code, here"
+        text = "better than the right code, here"
     else:
-        text = "harmless here" if abs(effect[0]) < SMALL else "differs between seeds"
+        text = "no harm seen here" if abs(effect[0]) < SMALL else "differs between seeds"
     if all(own["guard"] for own, _ in both):
         return f"stopped by a guard; without it: {text}"
     return text

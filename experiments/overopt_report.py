@@ -62,14 +62,14 @@ def coefficient_table(cells: tables.Cells) -> str:
         line = [str(name[0]), str(next(iter(own.values()))["parameters"]), str(name[1])]
         for method in tables.METHODS:
             both = tables.coefficients(own, method)
-            line += [tables.interval(both[:, 0]), tables.interval(both[:, 1])]
+            line += [lab.shown(both[:, i].tolist()) for i in (0, 1)]
         rows.append(line)
     for axis, text in enumerate(("slope in ln parameters", "slope in ln pairs")):
         line = [text, "", ""]
         for method in tables.METHODS:
             kept = tables.slopes(tables.grid_of(cells), method)
             line += ["–"] * 2 if kept is None else [
-                tables.interval(kept[:, i, axis], 3) for i in (0, 1)
+                lab.shown(kept[:, i, axis].tolist(), 3) for i in (0, 1)
             ]  # fmt: skip
         rows.append(line)
     head = ["hidden", "parameters", "pairs", "α, best of n", "β, best of n", "α, RL", "β, RL"]

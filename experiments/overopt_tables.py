@@ -5,9 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from experiments import fits, lab
-from experiments.best_of_n import formula_kl
 
-RESAMPLES = 300  # of the seeds, for intervals of coefficients
 METHODS = {"best of n": "bon", "RL": "rl"}  # law of the paper → curve in the rows
 Cells = dict[tuple, dict[int, dict]]  # (hidden, pairs, labels, kl) → seed → result
 
@@ -28,10 +26,12 @@ def grid_of(cells: Cells) -> Cells:
 
 
 def points(result: dict, method: str, what: str = "gold") -> tuple[np.ndarray, np.ndarray]:
-    """d = √KL and the rewards `what` of one run's curve, without the start; sorted by d."""
+    """d = √KL and the rewards `what` of one run's curve, without the start; sorted by d.
+
+    The KL of best of n is the counted one: below log n − (n − 1)/n, because answers repeat.
+    """
     curve = result[METHODS[method]]
-    kl = curve["kl"] if method == "RL" else [formula_kl(n) for n in curve["n"]]
-    d, reward = np.sqrt(np.maximum(kl, 0.0)), np.array(curve[what], float)
+    d, reward = np.sqrt(np.maximum(curve["kl"], 0.0)), np.array(curve[what], float)
     keep = d > 1e-4
     order = np.argsort(d[keep], kind="stable")
     return d[keep][order], reward[keep][order]
@@ -51,35 +51,15 @@ def pooled(results: list[dict], method: str, what: str = "gold") -> tuple[np.nda
     return np.concatenate([d for d, _ in both]), np.concatenate([r for _, r in both])
 
 
-def resampled(seeds: list[int]) -> list[list[int]]:
-    """Seeds drawn with replacement, RESAMPLES times; the seeds themselves first."""
-    rng = np.random.default_rng(0)
-    draws = [rng.choice(seeds, len(seeds)).tolist() for _ in range(RESAMPLES)]
-    return [list(seeds), *draws]
-
-
-def interval(values: np.ndarray, digits: int = 2) -> str:
-    """ "value [low, high]": the first of `values`, and the 95 % percentile interval of the rest."""
-    if len(values) < 2 or np.ptp(values) == 0:
-        return f"{values[0]:.{digits}f}"
-    low, high = np.percentile(values[1:], [2.5, 97.5])
-    return f"{values[0]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
 def coefficients(own: dict[int, dict], method: str) -> np.ndarray:
-    """(α, β) of the paper's law for a cell's pooled points, for each of `resampled`: [S, 2]."""
-    return np.array(
-        [
-            fits.fit(method, *pooled([own[seed] for seed in draw], method))
-            for draw in resampled(sorted(own))
-        ]
-    )
+    """(α, β) of the paper's law for each seed's curve of a cell: [S, 2]."""
+    return np.array([fits.fit(method, *points(own[seed], method)) for seed in sorted(own)])
 
 
 def slopes(grid: Cells, method: str) -> np.ndarray | None:
     """Least-squares slopes of α and β in ln parameters and ln pairs: [S, 2 coefficients, 2].
 
-    S as `resampled`: the same seeds for all cells.  None with fewer than 2 sizes or numbers.
+    S: the seeds that all cells have.  None without any, or with fewer than 2 sizes or numbers.
     """
     seeds = sorted(set.intersection(*(set(own) for own in grid.values()))) if grid else []
     if not seeds or any(len({name[axis] for name in grid}) < 2 for axis in (0, 1)):
@@ -88,10 +68,8 @@ def slopes(grid: Cells, method: str) -> np.ndarray | None:
     for name, own in grid.items():
         columns.append([1.0, np.log(own[seeds[0]]["parameters"]), np.log(name[1])])
     kept = []
-    for draw in resampled(seeds):
-        fitted = [
-            fits.fit(method, *pooled([own[s] for s in draw], method)) for own in grid.values()
-        ]
+    for seed in seeds:
+        fitted = [fits.fit(method, *points(own[seed], method)) for own in grid.values()]
         kept.append(np.linalg.lstsq(np.array(columns), np.array(fitted), rcond=None)[0][1:].T)
     return np.array(kept)
 
@@ -134,12 +112,15 @@ def error_gap(method: str, law: str, other: str) -> Callable[[dict], float]:
 
 
 def misfit(method: str, what: str) -> Callable[[dict], float]:
-    """Value for `by_seed`: root mean squared residual of the best of the LAWS."""
+    """Value for `by_seed`: root mean squared residual of the best of the LAWS, in the curve's std.
+
+    So that rewards of other units, or a curve twice as high, have the same misfit.
+    """
 
     def value(result: dict) -> float:
         d, reward = points(result, method, what)
         kinds = [reward - fits.predict(law, d, *fits.fit(law, d, reward)) for law in fits.LAWS]
-        return float(min(np.sqrt((left**2).mean()) for left in kinds))
+        return float(min(np.sqrt((left**2).mean()) for left in kinds) / (reward.std() or 1.0))
 
     return value
 

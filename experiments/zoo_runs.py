@@ -12,7 +12,7 @@ import random
 import shutil
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -60,11 +60,14 @@ def start_model(seed: int, **settings) -> Path:
 def reward_model(start: Path, **settings) -> Path:
     """A reward model trained from `start`; settings: of train_rm.py, by the names of its Config."""
 
+    config = train_rm.Config(**settings)
+
     def build(folder: Path) -> None:
         with without_reports():
-            train_rm.main(train_rm.Config(model=str(start), out=str(folder), **settings))
+            train_rm.main(replace(config, model=str(start), out=str(folder)))
 
-    return built("rm", {"start": start.name, **settings}, build)
+    # With the defaults: a folder is not used again if one of them has changed.
+    return built("rm", {**asdict(config), "model": start.name}, build)
 
 
 def policy(start: Path, reward: Path | list[Path], **settings) -> Path:
@@ -75,14 +78,15 @@ def policy(start: Path, reward: Path | list[Path], **settings) -> Path:
     members = reward if isinstance(reward, list) else [reward]
     paths = [str(member) for member in members]
     folders = {"model": str(start), "reward_model": paths if len(paths) > 1 else paths[0]}
+    config = train_policy.Config(**settings)
 
     def build(folder: Path) -> None:
         with without_reports():
-            train_policy.main(replace(train_policy.Config(out=str(folder), **folders), **settings))
+            train_policy.main(replace(config, out=str(folder), **folders))
 
     names = [member.name for member in members]
-    names = names if len(names) > 1 else names[0]
-    return built("policy", {"start": start.name, "reward": names, **settings}, build)
+    own = {**asdict(config), "model": start.name, "reward_model": names}
+    return built("policy", own, build)
 
 
 def summary(folder: Path) -> dict:

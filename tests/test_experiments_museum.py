@@ -97,7 +97,7 @@ def pair(own: float, right: float, before=5.7, guard="") -> tuple[dict, dict]:
 @pytest.mark.parametrize(
     ("both", "says"),
     [
-        ([(8.5, 8.5), (8.4, 8.5), (8.6, 8.5)], "harmless here"),
+        ([(8.5, 8.5), (8.4, 8.5), (8.6, 8.5)], "no harm seen here"),
         ([(1.0, 8.5), (1.1, 8.4), (1.0, 8.6)], "falls"),
         ([(6.9, 8.5), (6.8, 8.4), (7.0, 8.6)], "worse than the right code"),
         ([(8.9, 7.5), (8.8, 7.4), (9.0, 7.6)], "better than the right code, here"),

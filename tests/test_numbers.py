@@ -122,7 +122,7 @@ def test_a_policy_that_gives_nan_stops_before_the_first_step(
     monkeypatch.setattr(loading, "load_causal_lm", poisoned(loading.load_causal_lm))
     config = policy_config(tiny_policy_run, tmp_path / "run")
     line = sentence(capsys, train_policy, config)
-    assert "evaluation: a sampled token's probability is nan" in line and "bear like??" in line
+    assert "evaluation: a sampled token's probability is nan" in line and "bear like?" in line
     assert not (tmp_path / "run").exists()
 
 
