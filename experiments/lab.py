@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -96,7 +97,12 @@ def _prepare() -> None:
 
 @lru_cache  # once per process, before its first run: that is the code which it has imported
 def _commit() -> str:
-    return environment()["commit"]
+    """The commit; "+changes" where something else than rows and pages has changed since."""
+    git = ["git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no", "--", "."]
+    own = [":!experiments/rows", ":!docs"]  # what the studies write themselves
+    changes = subprocess.run([*git, *own], capture_output=True, text=True).stdout
+    commit = environment()["commit"].removesuffix("+changes")
+    return commit + ("+changes" if changes else "")
 
 
 def _timed(run: Callable, settings: dict) -> dict:

@@ -146,16 +146,16 @@ def test_verdicts_follow_the_interval():
     assert claims.paired({0: 3.0, 1: 5.0}, {1: 4.5, 2: 0.0}) == [0.5]
 
 
-def test_gold_at_a_kl_lies_on_the_line_between_two_runs():
+def test_gold_at_a_kl_lies_on_the_line_in_root_kl_between_two_runs():
     def row(method, result, **own):
         return {"settings": {"seed": 0, "method": method, **own}, "result": result}
 
-    rows = [row("dpo", {"kl": 2.0, "gold": 8.0}), row("dpo", {"kl": 3.0, "gold": 7.0})]
+    rows = [row("dpo", {"kl": 4.0, "gold": 8.0}), row("dpo", {"kl": 9.0, "gold": 7.0})]
     rows.append(row("best-of-n", {"points": {"1": [0.0, 5.0], "4": [0.64, 6.0]}}))
     points = algorithms_report.curves(rows)
     assert algorithms_report.gold_at(points, "dpo", 1) == {0: pytest.approx(6.5)}
-    assert algorithms_report.gold_at(points, "dpo", 2.5) == {0: pytest.approx(7.5)}
-    assert algorithms_report.gold_at(points, "dpo", 4) == {}
+    assert algorithms_report.gold_at(points, "dpo", 6.25) == {0: pytest.approx(7.5)}
+    assert algorithms_report.gold_at(points, "dpo", 10) == {}
 
 
 @pytest.fixture(scope="module")
