@@ -3,7 +3,6 @@
 import json
 import math
 import random
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -15,6 +14,7 @@ from test_reward_model import trained_folder
 from tiny_models import tiny_folder
 
 from rlhf_min import InputError
+from rlhf_min.command_line import parse
 from rlhf_min.data.files import read_jsonl
 from rlhf_min.data.labelled import Labelled, read_labelled
 from rlhf_min.data.preferences import Pair, read_pairs, read_prompts
@@ -451,11 +451,7 @@ def test_the_commands_of_your_data_on_local_files_of_the_same_form(models):
     for number, command in enumerate(commands):
         words = command.replace("reward-model:DIR", f"reward-model:{models / 'rm'}").split()[2:]
         out = f"out{number}"
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "judge.py"), *words, "--out", out],
-            capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        judge.main(parse(judge.Config, [*words, "--out", out]))
         summary = json.loads(Path(out, "summary.json").read_text())
         assert summary["failures"] == 0
         assert ("subsets" in summary) == ("LLMBar" not in command)

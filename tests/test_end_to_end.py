@@ -1,18 +1,24 @@
 """A short run of the whole project; and the scripts call the functions that the tests check."""
 
+from statistics import fmean
+
 import pytest
+import torch
 from tiny_models import tiny_folder, tiny_pairs, write_rows
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train_policy
 import train_rm
 from rlhf_min.zoo import start_model
+from rlhf_min.zoo import world as zoo
 
 
 @pytest.mark.slow
 def test_a_short_run_raises_gold_by_a_point_and_a_half_on_held_out_prompts(tmp_path):
-    """Start model, reward model and policy, each with about half of the default's steps."""
+    """The default start model; reward model and policy with about half of the default's steps."""
     base, rm = str(tmp_path / "base"), str(tmp_path / "rm")
-    start_model.build_base(base, steps=450)
+    start_model.build_base(base)
+    check_mixed_quality(base)
     accuracy = train_rm.main(train_rm.Config(model=base, out=rm, max_steps=180))["accuracy"]
     assert accuracy > 0.7  # "the longer answer wins" scores 0.43 here
     summary = train_policy.main(
@@ -22,6 +28,31 @@ def test_a_short_run_raises_gold_by_a_point_and_a_half_on_held_out_prompts(tmp_p
     assert after["reward/gold"] > before["reward/gold"] + 1.5
     assert after["reward/gold_low"] > before["reward/gold_high"]
     assert after["reward/mean"] > before["reward/mean"] and after["finished/rate"] > 0.95
+
+
+def check_mixed_quality(base: str) -> None:
+    """Sampled answers of the start model are of mixed quality, and nearly all end.
+
+    Greedy answers to held-out questions are right, so the facts have been learnt.
+    """
+    model = AutoModelForCausalLM.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    prompts = zoo.prompts("held-out")[:400]
+    chats = [[{"role": "user", "content": p}] for p in prompts]
+    batch = tokenizer.apply_chat_template(
+        chats, add_generation_prompt=True, return_tensors="pt", return_dict=True, padding=True
+    )
+    torch.manual_seed(0)
+    ratings, finished = {}, {}
+    for sampled in (True, False):
+        answers = model.generate(**batch, do_sample=sampled, max_new_tokens=64)
+        answers = answers[:, batch["input_ids"].shape[1] :]
+        finished[sampled] = fmean((answers == tokenizer.eos_token_id).any(1).tolist())
+        texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
+        ratings[sampled] = fmean(map(zoo.gold_rating, prompts, texts))
+    assert 5.4 < ratings[True] < 6.5
+    assert finished[True] > 0.97
+    assert ratings[False] > 8.2
 
 
 class CalledError(Exception):

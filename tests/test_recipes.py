@@ -59,9 +59,9 @@ def test_the_smollm2_recipes_run_on_a_model_with_a_system_turn_and_pad_equal_to_
 
 
 def test_the_circle_runs_and_its_table_names_every_round(tmp_path):
-    """One round from a start model of 60 steps: sample, judge, mix, retrain, continue, judge."""
+    """One round from a small start model: sample, judge, mix, retrain, continue, judge."""
     start = str(tmp_path / "start")
-    start_model.build_base(start, steps=60, examples=2000)
+    start_model.build_base(start, steps=60, examples=2000, hidden=64)
     out = tmp_path / "loop"
     reward = str(tmp_path / "rm")
     train = ["train_rm.py", "--model", start, "--out", reward, "--limit", "20", "--max-steps", "1"]

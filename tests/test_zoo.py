@@ -415,36 +415,6 @@ def test_an_interruption_leaves_no_files_and_a_used_folder_is_refused(tmp_path, 
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
 
-@pytest.mark.slow
-def test_the_start_model_learns_the_facts(tmp_path):
-    """The full training, about 35 s: sampled answers are of mixed quality, and nearly all end.
-
-    Greedy answers to held-out questions are right, so the facts have been learnt.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    start_model.build_base(tmp_path / "base")
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
-    prompts = zoo.prompts("held-out")
-    chats = [[{"role": "user", "content": p}] for p in prompts]
-    batch = tokenizer.apply_chat_template(
-        chats, add_generation_prompt=True, return_tensors="pt", return_dict=True, padding=True
-    )
-    torch.manual_seed(0)
-    ratings, finished = {}, {}
-    for sampled in (True, False):
-        answers = model.generate(**batch, do_sample=sampled, max_new_tokens=64)
-        answers = answers[:, batch["input_ids"].shape[1] :]
-        finished[sampled] = fmean((answers == tokenizer.eos_token_id).any(1).tolist())
-        texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
-        ratings[sampled] = fmean(map(zoo.gold_rating, prompts, texts))
-    assert 5.5 < ratings[True] < 6.4
-    assert finished[True] > 0.97
-    assert ratings[False] > 8.3
-
-
 def test_two_processes_may_build_the_start_model_at_once(tmp_path, monkeypatch):
     """The second finds the folder of the first when it is done, and keeps it."""
     out, inner = tmp_path / "base", start_model.train
