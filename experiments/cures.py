@@ -43,7 +43,8 @@ CURES = {
     MORE: ("more pairs", {}, {}),
 }
 PENALTIES = (0.0, 0.1)  # the second is the default of train_policy.py
-LOOP = "judging and retraining, 3 × 1900"
+LOOP, FINER = (f"judging and retraining, {n}" for n in ("3 × 1900", "5 × 1140"))
+LOOPS = {LOOP: (ROUNDS, JUDGED), FINER: (5, 1140)}  # rounds, comparisons of each
 LOOP_STEPS, LOOP_KL, LOOP_RATE = 60, 0.2, 5e-4  # of recipes/loop.py
 QUICK = {"start": {"steps": 30, "examples": 960}, "rm": {"max_steps": 3, "eval_limit": 20}}
 QUICK["policy"] = {"steps": 2, "eval_prompts": 8, "ruler_prompts": 16, "eval_every": 1}
@@ -62,7 +63,7 @@ def settings(quick: bool) -> list[dict]:
             runs += [{"cure": "none", "kl": kl, **common} for kl in (0.05, 0.2, 0.4)]
             # As many steps and comparisons as the loop has, but all comparisons at the start.
             runs.append({"cure": MORE, "kl": LOOP_KL, "like": LOOP, **common})
-            runs.append({"cure": LOOP, "kl": LOOP_KL, **common})
+            runs += [{"cure": name, "kl": LOOP_KL, **common} for name in LOOPS]
     return runs
 
 
@@ -97,8 +98,8 @@ def run(one: dict) -> dict:
     """Train one policy; held-out gold and KL along the run and at its end."""
     seed, quick = one["seed"], one["quick"]
     start = zoo_runs.start_model(seed, **(QUICK["start"] if quick else {}))
-    if one["cure"] == LOOP:
-        return run_loop(start, seed)
+    if one["cure"] in LOOPS:
+        return run_loop(start, seed, *LOOPS[one["cure"]])
     kind, reward, policy = CURES[one["cure"]]
     models = reward_models(kind, start, seed, quick, reward)
     flags = {"seed": seed, "kl": one["kl"], **policy}
@@ -123,18 +124,18 @@ def _trained(folder: Path) -> bool:
     return (folder / "summary.json").exists()
 
 
-def run_loop(start: Path, seed: int) -> dict:
-    """recipes/loop.py with its defaults, on the first reward model of this seed."""
+def run_loop(start: Path, seed: int, rounds: int, comparisons: int) -> dict:
+    """recipes/loop.py with its other settings, on the first reward model of this seed."""
     reward = zoo_runs.reward_model(start, seed=seed)
-    out = zoo_runs.lab() / f"loop-{seed}"
+    out = zoo_runs.lab() / f"loop-{rounds}-{seed}"
     command = [sys.executable, str(lab.ROOT / "recipes/loop.py"), "--out", out, "--start", start]
-    command += ["--reward-model", reward, "--seed", seed, "--rounds", ROUNDS]
-    command += ["--comparisons", JUDGED]
+    command += ["--reward-model", reward, "--seed", seed, "--rounds", rounds]
+    command += ["--comparisons", comparisons]
     subprocess.run(list(map(str, command)), check=True, capture_output=True)
-    rounds = [read_json(out / f"policy-{n}/summary.json") for n in range(ROUNDS + 1)]
-    points = [[r["after"]["kl/mean"], r["after"]["reward/gold"]] for r in rounds]
-    judged = [read_json(out / f"judge-{n}/summary.json") for n in range(1, ROUNDS + 1)]
-    last = rounds[-1]["after"]
+    ends = [read_json(out / f"policy-{n}/summary.json")["after"] for n in range(rounds + 1)]
+    points = [[end["kl/mean"], end["reward/gold"]] for end in ends]
+    judged = [read_json(out / f"judge-{n}/summary.json") for n in range(1, rounds + 1)]
+    last = ends[-1]
     result = {"gold": last["reward/gold"], "kl": last["kl/mean"], "curve": points}
     return _rounded(result | {"comparisons": [j["comparisons"] for j in judged]})
 
@@ -197,8 +198,8 @@ def report(rows: list[dict], out: Path) -> str:
         penalty_rows(rows),
     )
     text += "\n\n" + lab.table(["the penalty alone", "gold", "KL"], alone_rows(rows))
-    if loop := select(rows, LOOP, LOOP_KL):
-        text += "\n\n" + loop_table(rows, loop)
+    if any(select(rows, name, LOOP_KL) for name in LOOPS):
+        text += "\n\n" + loop_table(rows)
     draw(rows, names, out / "cures.png")
     seeds = f"{len(base)} seeds" if len(base) != 1 else "1 seed"
     return f"{text}\n\n![Gold against KL, by cure](figures/cures.png)\n\n({seeds}.)"
@@ -229,17 +230,23 @@ def alone_rows(rows: list[dict]) -> list[list[str]]:
     return lines
 
 
-def loop_table(rows: list[dict], loop: dict[int, dict]) -> str:
-    """The loop round by round, beside one training on as many comparisons and steps."""
-    same = select(rows, MORE, LOOP_KL, LOOP)
-    header = ["policy steps", "judging and retraining", "comparisons with a winner so far"]
+def loop_table(rows: list[dict]) -> str:
+    """The loops round by round, beside one training on as many comparisons and steps."""
+    loops = {name: found for name in LOOPS if (found := select(rows, name, LOOP_KL))}
+    same = {s: r["curve"][1:] for s, r in select(rows, MORE, LOOP_KL, LOOP).items()}
+    curves = {name: {s: r["curve"] for s, r in loop.items()} for name, loop in loops.items()}
+    curves["5 700 more pairs of random answers at once"] = same
     lines = []
-    for n in range(ROUNDS + 1):
-        golds = lab.shown([r["curve"][n][1] for r in loop.values()])
-        judged = fmean(sum(r["comparisons"][:n]) for r in loop.values())
-        steady = lab.shown([r["curve"][n + 1][1] for r in same.values() if len(r["curve"]) > n + 1])
-        lines.append([str((n + 1) * LOOP_STEPS), golds, f"{judged:.0f}", steady])
-    return lab.table([*header, "5 700 more pairs of random answers at once"], lines)
+    for n in range(max(LOOPS[name][0] for name in loops) + 1):
+        cells = [str((n + 1) * LOOP_STEPS)]
+        for name, found in curves.items():
+            cell = lab.shown([curve[n][1] for curve in found.values() if len(curve) > n])
+            if n and name in loops and cell != "–":
+                judged = fmean(sum(r["comparisons"][:n]) for r in loops[name].values())
+                cell += f"; {judged:.0f}"
+            cells.append(cell)
+        lines.append(cells)
+    return lab.table(["policy steps: gold; comparisons with a winner so far", *curves], lines)
 
 
 def draw(rows: list[dict], names: list[str], file: Path) -> None:
