@@ -55,6 +55,12 @@ def read_rows(file: Path) -> dict[str, dict]:
     return rows
 
 
+def rows_of(settings: list[dict], file: Path) -> list[dict]:
+    """The rows in a file with one of these settings, in the order of the settings."""
+    found = read_rows(file)
+    return [found[key(one)] for one in settings if key(one) in found]
+
+
 def run_all(study: str, run: Callable, settings: list[dict], file: Path, jobs: int) -> list[dict]:
     """The rows of all settings, in their order; those missing in the file are computed first.
 
@@ -132,8 +138,7 @@ def main(study: str, settings: Callable, run: Callable, report: Callable, page=P
     figures = QUICK if args.quick else FIGURES
     figures.mkdir(parents=True, exist_ok=True)
     if args.tables:
-        found = read_rows(file)
-        rows = [found[key(one)] for one in wanted if key(one) in found]
+        rows = rows_of(wanted, file)
         if len(rows) < len(wanted):
             print(f"{study}: {len(wanted) - len(rows)} of {len(wanted)} runs have no row yet")
     else:
@@ -151,8 +156,7 @@ def main(study: str, settings: Callable, run: Callable, report: Callable, page=P
 def publish(study: str, text: str, page: Path = PAGE) -> None:
     """Replace a section of a page, which stands between two HTML comments; study: its name."""
     begin, end = f"<!-- begin: python -m experiments.{study} -->", f"<!-- end: {study} -->"
-    section = f"{begin}\n{text.strip()}\n{end}"
-    whole = page.read_text("utf-8")
+    section, whole = f"{begin}\n{text.strip()}\n{end}", page.read_text("utf-8")
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
     if not pattern.search(whole):
         raise SystemExit(f"{page.name} has no section {begin} … {end}: add the two lines first")

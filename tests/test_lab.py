@@ -1,11 +1,13 @@
 """Runs of studies: kept by their settings, computed once, written into their section of a page."""
 
+import importlib
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from experiments import lab, zoo_runs
+from experiments import lab, museum_page, zoo_runs
 from rlhf_min.zoo import world
 
 
@@ -55,6 +57,25 @@ def test_a_section_is_replaced_and_nothing_else(tmp_path):
     assert page.read_text() == f"before\n{begin}\nnew \\1\n{end}\nafter\n"
     with pytest.raises(SystemExit, match="no section"):
         lab.publish("y", "text", page)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", sorted(p.stem for p in lab.ROWS.glob("*.jsonl")))
+def test_the_pages_show_what_the_committed_rows_say(study, tmp_path):
+    """After a change of rows or of a report: `python -m experiments.NAME --tables`."""
+    module = importlib.import_module(f"experiments.{study}")
+    if study == "leaderboard":
+        pytest.skip("test_leaderboard.py compares its tables")
+    rows = lab.rows_of(module.settings(False), lab.ROWS / f"{study}.jsonl")
+    text = getattr(module, "report", museum_page.report)(rows, tmp_path)
+    files = (lab.PAGE, museum_page.PAGE, lab.ROOT / "README.md")
+    pages = "".join(page.read_text("utf-8") for page in files)
+    assert rows
+    for name, part in (text if isinstance(text, dict) else {study: text}).items():
+        assert f"experiments.{name} -->\n{part.strip()}\n<!-- end" in pages, name
+    figures = set(re.findall(r"\((?:docs/)?figures/(.*?)\)", pages))
+    assert figures >= {file.name for file in tmp_path.iterdir()}
+    assert all((lab.FIGURES / file).exists() for file in figures)
 
 
 def test_the_interval_is_students_t():
