@@ -182,3 +182,8 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
     return "\n".join(lines)
+
+
+def folded(title: str, text: str) -> str:
+    """Markdown text that a page shows after a click on its title."""
+    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"

@@ -58,7 +58,8 @@ def curves(ax, chosen: dict[str, dict], method: str) -> None:
     ax.axhline(0, color="grey", lw=0.6)
     ax.set_xlabel("d = √KL (√nats)")
     ax.set_ylabel("reward (standard deviations)")
-    ax.legend(fontsize=8, title="— gold  - - learned  ··· law", title_fontsize=8)
+    title = "— gold  - - learned  ··· law"
+    ax.legend(fontsize=7, title=title, title_fontsize=7, loc="lower left", framealpha=0.7)
 
 
 def mean_curve(own: dict[int, dict], method: str, what: str) -> tuple[np.ndarray, ...]:

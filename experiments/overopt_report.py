@@ -23,8 +23,13 @@ def report(rows: list[dict], out: Path) -> str:
     head += "recentred to 0 and in standard deviations of the start model's answers; d = √KL."
     names = draw(cells, out)
     figures = "\n\n".join(f"![{text}](figures/{name})" for name, text in names.items())
-    parts = [head, figures, grid_table(cells), coefficient_table(cells), law_table(grid)]
-    parts += [claims(cells, grid), frontier_table(cells), cause_table(cells), stop_table(cells)]
+    parts = [head, claims(cells, grid), figures, cause_table(cells), stop_table(cells)]
+    parts.append(
+        lab.folded("The highest gold at each KL, and what is reached", frontier_table(cells))
+    )
+    parts.append(lab.folded("Which law fits better", law_table(grid)))
+    parts.append(lab.folded("α and β of every cell", coefficient_table(cells)))
+    parts.append(lab.folded("Every cell", grid_table(cells)))
     return "\n\n".join(parts)
 
 
@@ -73,7 +78,8 @@ def coefficient_table(cells: tables.Cells) -> str:
             ]  # fmt: skip
         rows.append(line)
     head = ["hidden", "parameters", "pairs", "α, best of n", "β, best of n", "α, RL", "β, RL"]
-    text = "Best of n: d(α − β·d); RL: d(α − β·log d). Brackets: 95 % bootstrap over seeds."
+    text = "Best of n: d(α − β·d); RL: d(α − β·log d). Brackets: Student's t over the seeds' "
+    text += "own fits; a bootstrap of so few seeds would be too narrow."
     return lab.table(head, rows) + "\n\n" + text
 
 
