@@ -74,7 +74,7 @@ def main(config: Config) -> None:
             model, lr = (start, 3e-3) if config.cold else (reward, 1e-3)
             reward = out / f"rm-{number}"
             step("train_rm.py", reward, "--model", model, *data, *judged, "--lr", lr,
-                 "--epochs", 2, *seed)  # fmt: skip
+                 "--epochs", 2, "--skip-bad-rows", *seed)  # fmt: skip
         previous, policy = policy, out / f"policy-{number}"
         step("train_policy.py", policy, "--model", previous, "--reference", start,
              "--reward-model", reward, *settings, *seed)  # fmt: skip
