@@ -44,8 +44,8 @@ VARIANTS = {  # name → settings of train_rm.py
     "earth mover 1": HALF | {"earth_mover": 1.0, "label_width": 0.5},
     "soft 1 + earth mover 1": SOFT(earth_mover=1.0, label_width=0.5),
 }
-QUICK = ("scalar", "half", "strict", "marginal entropy 0.1", "soft 1, width 0.5")
-BEST = "soft 1, width 0.5"  # the variant that other studies use
+QUICK = ("scalar", "half", "strict", "marginal entropy 0.1", "earth mover 1")
+BEST = "earth mover 1"  # the variant that other studies use
 SIDES = ("chosen", "rejected")
 # Four kinds of answers to one held-out question, for the figure.
 TYPICAL = {

@@ -1,6 +1,6 @@
 """Scalar or ratings head on real ratings: ultrafeedback (GPT-4, 1 to 10), a chat model of 3.4 M.
 
-    RLHF_MIN_REAL=FOLDER python -m experiments.ratings_real      # 4 variants, 3 seeds
+    RLHF_MIN_REAL=FOLDER python -m experiments.ratings_real      # 5 variants, 3 seeds
 
 The project does not hold data and model.  FOLDER (without the variable: ../shared) has
 data/ultrafeedback/{train,test}.jsonl.gz and models/tinystories-chat-3m; docs/real_input.md says
@@ -24,6 +24,7 @@ VARIANTS = {
     "half": {"head": "ratings"},
     "strict": {"head": "ratings", "tie": "strict"},
     "soft 1, width 0.5": {"head": "ratings", "soft_labels": 1.0, "label_width": 0.5},
+    "earth mover 1": {"head": "ratings", "earth_mover": 1.0, "label_width": 0.5},
 }
 TRAIN = {"max_length": 256, "epochs": 2.0, "lr": 1e-4, "batch_size": 8, "micro_batch": 4}
 TRAIN |= {"eval_fraction": 0.4, "eval_every": 1000}
