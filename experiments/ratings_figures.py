@@ -40,10 +40,10 @@ def draw_typical(found: dict, out: Path) -> bool:
             if not results:
                 continue
             colour = COLOURS.get(name, BEST)
-            bands = [interval(list(column)) for column in zip(*results, strict=True)]
-            mean, low, high = np.array(bands).T
+            mean = np.mean(results, 0)
             axis.plot(ratings, mean, "o-", color=colour, markersize=4, label=name)
-            axis.fill_between(ratings, low.clip(0), high, color=colour, alpha=0.2, linewidth=0)
+            for one in results:  # one thin line per seed
+                axis.plot(ratings, one, color=colour, alpha=0.35, linewidth=0.8)
         axis.set_title(list(truth["kinds"])[number], fontsize=11)
         axis.set_xticks(ratings)
     for axis in axes[-1]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from experiments import ratings_figures as figures
 from experiments.claims import by_variant, claim_row, paired, pairs_of, plain, values, verdict
-from experiments.lab import table
+from experiments.lab import folded, table
 from experiments.ratings_figures import CALIBRATION_AIM, DISTANCE_AIM, best_of
 
 
@@ -122,10 +122,7 @@ def claim_table(found: dict) -> str:
 def report(rows: list[dict], out: Path) -> str:
     """The section of the study; it leaves out what the rows at hand cannot tell yet."""
     found = by_variant(rows)
-    parts = [main_table(found), COLUMNS]
-    if "truth" in found:
-        parts.append(levels(found["truth"][0]))
-    parts += [claim_table(found), "**The aim.**", aim_table(found), small_talk_table(found), PEAKS]
+    parts = [claim_table(found)]
     if figures.draw_aim(found, out):
         parts.append("![Calibration error against distance](figures/ratings_aim.png)")
     if figures.draw_typical(found, out):
@@ -133,7 +130,15 @@ def report(rows: list[dict], out: Path) -> str:
         truth = found["truth"][0]
         answers = zip(truth["kinds"], truth["answers"], strict=True)
         shown = "; ".join(f"{kind}: “{answer}”" for kind, answer in answers)
-        parts.append(f"The question is “{truth['question']}”; the answers: {shown}")
+        text = f"The question is “{truth['question']}”; the answers: {shown} Thick: mean of the "
+        parts.append(text + "seeds; thin: each seed.")
+    every = [main_table(found), COLUMNS]
+    if "truth" in found:
+        every.append(levels(found["truth"][0]))
+    parts.append(folded("The aim: small calibration error and distance", aim_table(found)))
+    parts.append(folded("Every loss", "\n\n".join(every)))
+    talk = f"{small_talk_table(found)}\n\n{PEAKS}"
+    parts.append(folded("Does a head see that annotators disagree?", talk))
     return "\n\n".join(parts)
 
 
