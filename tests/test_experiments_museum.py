@@ -121,6 +121,21 @@ def test_a_metric_is_named_only_beyond_the_range_of_all_seeds():
     assert museum_page.moved([pair(9.0, 2.0), pair(2.5, 3.0)]) == []
 
 
+def test_the_counts_of_what_one_would_notice():
+    def seeds(own, guard, level):
+        result = pair(own, 8.5, guard=guard)[0] | {"diagnosis": [level, ""]}
+        return {0: result, 1: result}
+
+    right = {seed: pair(8.5, 8.5)[1] for seed in (0, 1)}
+    results = {"right": right, "end-dropped": seeds(8.4, "gap", "healthy")}
+    results |= {"greedy": seeds(5.0, "", "hacking"), "own-batch": seeds(8.6, "", "healthy")}
+    assert museum_page.counts(results) == (
+        "Of 3 mistakes the alignment check stops 1 in the first step. Without it, 2 of all would "
+        "end less than one rating below the right code, and the report would call 2 healthy in "
+        "every seed; 1 of those pass the alignment check too."
+    )
+
+
 def test_trap_1_first_places_are_those_of_the_row_by_a_loop():
     from experiments.museum_exhibits import first_places
     from rlhf_min.models.layout import Layout
