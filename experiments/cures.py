@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, pstdev
 
 import matplotlib
 
@@ -21,7 +21,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from experiments import lab, zoo_runs
-from rlhf_min.data.files import read_json
+from rlhf_min.data.files import read_json, read_jsonl
 
 ROUNDS, JUDGED = 3, 1900  # of the loop: rounds, comparisons of each
 MEMBERS = 3  # of an ensemble
@@ -135,9 +135,17 @@ def run_loop(start: Path, seed: int, rounds: int, comparisons: int) -> dict:
     ends = [read_json(out / f"policy-{n}/summary.json")["after"] for n in range(rounds + 1)]
     points = [[end["kl/mean"], end["reward/gold"]] for end in ends]
     judged = [read_json(out / f"judge-{n}/summary.json") for n in range(1, rounds + 1)]
+    begins = [read_json(out / f"policy-{n}/summary.json")["before"] for n in range(rounds + 1)]
+    golds = [row["before_gold"] for row in read_jsonl(out / "policy-0/samples.jsonl")]
+    # In ratings: learned rewards are in standard deviations of the start model's answers.
+    gains = [
+        (end["reward/mean"] - begin["reward/mean"]) * pstdev(golds)
+        for begin, end in zip(begins, ends, strict=True)
+    ]
     last = ends[-1]
     result = {"gold": last["reward/gold"], "kl": last["kl/mean"], "curve": points}
-    return _rounded(result | {"comparisons": [j["comparisons"] for j in judged]})
+    result |= {"comparisons": [j["comparisons"] for j in judged], "predicted": gains}
+    return _rounded(result)
 
 
 def _rounded(result: dict) -> dict:
@@ -177,18 +185,21 @@ def report(rows: list[dict], out: Path) -> str:
     """Tables of gold at equal KL, at the end of the runs, and of the loop against more pairs."""
     names = [name for name in CURES if select(rows, name, 0.0)]
     base = select(rows, "none", 0.0)
-    header = ["no KL penalty; gold at a KL of", *(f"{kl:g} nats" for kl in AT), "best", "last"]
+    header = ["no KL penalty; gold at a KL of", *(f"{kl:g} nats" for kl in AT)]
+    header += ["against none at 4 nats", "highest of all points", "last"]
     table = []
     for name in names:
         results = select(rows, name, 0.0)
-        cells = []
+        cells, at_four = [], {}
         for kl in AT:
-            golds = [gold_at(r["curve"], kl) for r in results.values()]
-            reached = [g for g in golds if g is not None]
-            missing = (
-                f" ({len(reached)} of {len(golds)} seeds)" if len(reached) < len(golds) else ""
-            )
-            cells.append(lab.shown(reached) + (missing if reached else ""))
+            golds = {s: gold_at(r["curve"], kl) for s, r in results.items()}
+            reached = {s: gold for s, gold in golds.items() if gold is not None}
+            at_four = reached if kl == 4.0 else at_four
+            fewer = f" ({len(reached)} of {len(golds)} seeds)" if len(reached) < len(golds) else ""
+            cells.append(lab.shown([*reached.values()]) + (fewer if reached else ""))
+        none = {s: gold_at(r["curve"], 4.0) for s, r in base.items()}
+        none = {s: gold for s, gold in none.items() if gold is not None}
+        cells.append("–" if name == "none" else difference(at_four, none))
         cells.append(lab.shown([max(g for _, g in r["curve"]) for r in results.values()]))
         cells.append(lab.shown([r["gold"] for r in results.values()]))
         table.append([name, *cells])
@@ -200,6 +211,8 @@ def report(rows: list[dict], out: Path) -> str:
     text += "\n\n" + lab.table(["the penalty alone", "gold", "KL"], alone_rows(rows))
     if any(select(rows, name, LOOP_KL) for name in LOOPS):
         text += "\n\n" + loop_table(rows)
+    if loop := select(rows, LOOP, LOOP_KL):
+        text += "\n\n" + gain_table(loop)
     draw(rows, names, out / "cures.png")
     seeds = f"{len(base)} seeds" if len(base) != 1 else "1 seed"
     return f"{text}\n\n![Gold against KL, by cure](figures/cures.png)\n\n({seeds}.)"
@@ -247,6 +260,20 @@ def loop_table(rows: list[dict]) -> str:
             cells.append(cell)
         lines.append(cells)
     return lab.table(["policy steps: gold; comparisons with a winner so far", *curves], lines)
+
+
+def gain_table(loop: dict[int, dict]) -> str:
+    """What the reward model of each round promises its policy, and what gold gains."""
+    rows = []
+    for n in range(1, ROUNDS + 1):
+        promised = [result["predicted"][n] for result in loop.values()]
+        gained = [result["curve"][n][1] - result["curve"][n - 1][1] for result in loop.values()]
+        rows.append([str(n), lab.shown(promised), lab.shown(gained)])
+    text = "Predicted: the rise of the learned reward on held-out questions in this round, in "
+    text += "standard deviations of the start model's answers, times the standard deviation of "
+    text += "their gold ratings."
+    header = ["round of the loop, 3 × 1900", "predicted gain, ratings", "gain in gold, ratings"]
+    return lab.table(header, rows) + "\n\n" + text
 
 
 def draw(rows: list[dict], names: list[str], file: Path) -> None:
