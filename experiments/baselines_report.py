@@ -2,14 +2,14 @@
 
 from math import exp, log
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, geometric_mean
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from experiments.lab import mean_interval, shown, table
+from experiments.lab import folded, mean_interval, shown, table
 from experiments.paired_claims import claim, paired
 
 NAMES = {
@@ -31,20 +31,26 @@ def report(rows: list[dict], out: Path) -> str:
     variances = by_seed(rows, "variance", lambda s: s["policy"])
     curves = by_seed(rows, "curve", lambda s: curve_name(s["baseline"], s["samples"]))
     figure(variances, curves, out / "baselines.png")
-    parts = [
-        "![Variance and learning curves by baseline](figures/baselines.png)",
-        variance_table(variances),
+    variance = (
         "Variance of the gradient of one step (64 answers), summed over all weights and divided by "
         "the squared norm of the true gradient: at 1, noise and signal have the same size. It is "
-        "estimated from independent batches of a policy that is held fixed. It says how noisy one "
-        "step is, not how good the trained policy becomes; AdamW averages the noise of about ten "
-        "steps. Rewards are standardised by the start model's mean, so at the start *none* is "
-        "already a baseline near E[R], and the moving averages begin there.",
-        curve_table(curves),
+        "estimated from independent batches of a policy that is held fixed; means are geometric. "
+        "It says how noisy one step is, not how good the trained policy becomes; AdamW averages "
+        "the noise of about ten steps. Rewards are standardised by the start model's mean, so at "
+        "the start *none* is already a baseline near E[R], and the moving averages begin there."
+    )
+    gold = (
         "Gold is the true rating of answers to held-out questions after equal numbers of samples; "
         "the curve's mean is over all training steps, so it rewards fast learning. Seeds differ in "
-        "start model, reward model, and sampling.",
-        table(["claim", "holds?", "difference [95 % interval]"], claims(variances, curves)),
+        "start model, reward model, and sampling."
+    )
+    told = table(["claim", "holds?", "difference [95 % interval]"], claims(variances, curves))
+    parts = [
+        "![Variance and learning curves by baseline](figures/baselines.png)",
+        curve_table(curves),
+        gold,
+        folded("Variance of the gradient", f"{variance_table(variances)}\n\n{variance}"),
+        folded("Every claim", told),
     ]
     return "\n\n".join(parts)
 
@@ -84,9 +90,17 @@ def variance_table(variances: dict) -> str:
         for name, text in NAMES.items():
             values = [[*relative(variances, policy, k, name).values()] for k in (2, 4, 8)]
             if variance_of(variances, policy, 4, name):
-                lines.append([title, text, *(shown(one, 1) for one in values)])
+                lines.append([title, text, *map(geometric, values)])
     header = ["policy", "baseline", *(f"K = {k} answers per prompt" for k in (2, 4, 8))]
     return table(header, lines)
+
+
+def geometric(values: list[float]) -> str:
+    """The geometric mean of ratios, with the 95 % interval of their logarithms."""
+    if len(values) < 2:
+        return shown(values, 1)
+    mean, low, high = (exp(value) for value in mean_interval([log(value) for value in values]))
+    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def curve_table(curves: dict) -> str:
@@ -168,8 +182,11 @@ def figure(variances: dict, curves: dict, file: Path) -> None:
             x = [k * 1.04 ** (n - 2.5) for k in values]
             draw(left, x, [*values.values()], COLOURS[n], NAMES[name].split(" (")[0], "o-")
     left.set(xscale="log", yscale="log", xlabel="K, answers per prompt (64 answers in all)")
-    left.set(ylabel="variance / squared gradient norm", title="gradient after 30 steps")
+    left.set(
+        ylabel="variance / squared gradient norm", title="gradient after 30 steps (bars: range)"
+    )
     left.set_xticks([2, 4, 8], ["2", "4", "8"])
+    left.set_yticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
     left.minorticks_off()
     for (name, own), colour in zip(curves.items(), COLOURS, strict=False):
         columns = [*zip(*(one["gold"] for one in own.values()), strict=True)]
@@ -185,11 +202,12 @@ def figure(variances: dict, curves: dict, file: Path) -> None:
 
 
 def draw(axes, x: list, values: list, colour: str, label: str, style: str, band=False) -> None:
-    """Means of lists of values, with their 95 % intervals where there are two values or more."""
-    axes.plot(x, [fmean(one) for one in values], style, color=colour, label=label, markersize=4)
+    """Means of lists of values with their 95 % intervals (a band), or geometric with the range."""
+    mean = fmean if band else geometric_mean
+    axes.plot(x, [mean(one) for one in values], style, color=colour, label=label, markersize=4)
     if all(len(one) > 1 for one in values):
-        _, low, high = zip(*(mean_interval(list(one)) for one in values), strict=True)
         if band:
+            _, low, high = zip(*(mean_interval(list(one)) for one in values), strict=True)
             axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
         else:
-            axes.vlines(x, [max(v, 1e-3) for v in low], high, color=colour, linewidth=1)
+            axes.vlines(x, [*map(min, values)], [*map(max, values)], color=colour, linewidth=1)
