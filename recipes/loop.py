@@ -45,6 +45,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from loop_table import show
+from transformers import AutoConfig
 
 from rlhf_min import InputError
 from rlhf_min.data.files import read_json, replace_text
@@ -62,6 +63,8 @@ def main(config: Config) -> None:
     policy, previous, judged = out / "policy-0", start, []
     step("train_policy.py", policy, "--model", start, "--reward-model", reward, *settings,
          "--seed", config.seed)  # fmt: skip
+    labels = AutoConfig.from_pretrained(reward).num_labels  # 10 if it has a head over ratings
+    head = ["--head", "ratings" if labels > 1 else "scalar"]
     for number in range(1, config.rounds + 1):
         seed = ["--seed", 100 * config.seed + number]
         if config.comparisons:
@@ -73,7 +76,7 @@ def main(config: Config) -> None:
             data = ["--limit", config.old, "--data", "zoo"] if config.old else ["--data"]
             model, lr = (start, 3e-3) if config.cold else (reward, 1e-3)
             reward = out / f"rm-{number}"
-            step("train_rm.py", reward, "--model", model, *data, *judged, "--lr", lr,
+            step("train_rm.py", reward, "--model", model, *head, *data, *judged, "--lr", lr,
                  "--epochs", 2, "--skip-bad-rows", *seed)  # fmt: skip
         previous, policy = policy, out / f"policy-{number}"
         step("train_policy.py", policy, "--model", previous, "--reference", start,
