@@ -131,7 +131,9 @@ def claims(variances: dict, curves: dict) -> list[list[str]]:
         differences = less(policy, first, second)
         row = claim(text, differences)
         if differences:
-            row[2] += f" (log; the other variance is {exp(fmean(differences)):.2f} times as large)"
+            row[2] += (
+                f" (in the log: the second variance is {exp(fmean(differences)):.2f} × the first)"
+            )
         return row
 
     def curve_claim(text: str, first: str, second: str, value) -> list[str]:

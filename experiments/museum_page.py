@@ -44,7 +44,7 @@ def verdict(both: list[tuple[dict, dict]]) -> str:
     elif effect[1] > 0:
         text = "better than the right code, here"
     else:
-        text = "no harm seen here" if abs(effect[0]) < SMALL else "differs between seeds"
+        text = "no harm seen here" if effect[0] > -SMALL else "differs between seeds"
     if all(own["guard"] for own, _ in both):
         return f"stopped by a guard; without it: {text}"
     return text
@@ -101,9 +101,9 @@ def counts(results: dict) -> str:
     }
     return (
         f"Of {len(found)} mistakes the alignment check stops {len(caught)} in the first step. "
-        f"Without it, {sum(loss < 1 for loss in losses.values())} of all would end less than one "
-        f"rating below the right code, and the report would call {len(silent)} healthy in every "
-        f"seed; {len(silent - caught)} of those pass the alignment check too."
+        f"Without it, {sum(loss < 1 for loss in losses.values())} of the {len(found)} would end "
+        f"less than one rating below the right code, and the report would call {len(silent)} "
+        f"healthy in every seed; {len(silent - caught)} of those pass the alignment check too."
     )
 
 

@@ -118,11 +118,9 @@ def frontier_table(cells: tables.Cells) -> str:
             ]
             values = [best, tilt, regret, *reached]
             rows.append([str(pairs), f"{kl:g}", *map(lab.shown, values)])
-    head = ["pairs", "KL", "best gold", "tilted by the model", "regret", "best of n", "RL"]
+    head = ["pairs", "KL", "best gold", "best for the learned reward", "regret", "best of n", "RL"]
     text = "Best gold: π ∝ π_ref·exp(gold/β) on the start model's samples, the most gold of any "
-    text += (
-        "policy at this KL. Tilted by the model: the same with the learned reward; regret: best "
-    )
+    text += "policy at this KL. Best for the learned reward: the same with it; regret: best "
     text += "gold minus it. Best of n is placed at the KL of the formula, which is too high where "
     text += "answers repeat; it has other held-out prompts than RL. Means over all sizes."
     return lab.table(head, rows) + "\n\n" + text
@@ -166,7 +164,11 @@ def cause_table(cells: tables.Cells) -> str:
     text += (
         "regressional: a reward model that is wrong about texts it knows. The best point is the "
     )
-    text += "highest of noisy ones, so the fall is somewhat too large."
+    text += (
+        "highest of noisy ones, so the fall is somewhat too large. An answer with both kinds of "
+    )
+    text += "text counts as the first. Ratings end at 1, so many points of quality can be lost for "
+    text += "few rating points."
     return lab.table(head, rows) + "\n\n" + text
 
 
@@ -175,18 +177,18 @@ def stop_table(cells: tables.Cells) -> str:
     grid, rows = tables.grid_of(cells), []
     for pairs in sorted({name[1] for name in grid}):
         own = {name: cell for name, cell in grid.items() if name[1] == pairs}
-        for rule in ("diagnosis", "limit"):
+        for rule, name in (("diagnosis", "diagnosis"), ("limit", "signs of collapse")):
             stopped = tables.by_seed(own, lambda r, k=rule: float(r["stop"][k] is not None))
             step = tables.by_seed(own, lambda r, k=rule: r["stop"][k])
             lost = tables.by_seed(own, lambda r, k=rule: max(r["rl"]["gold"]) - gold_at_stop(r, k))
             never = tables.by_seed(own, lambda r: max(r["rl"]["gold"]) - r["rl"]["gold"][-1])
             shown = [lab.shown(stopped), lab.shown(step, 0), lab.shown(lost), lab.shown(never)]
-            rows.append([str(pairs), rule, *shown])
-    head = ["pairs", "rule", "share stopped", "step", "gold lost", "gold lost without stopping"]
+            rows.append([str(pairs), name, *shown])
+    head = ["pairs", "rule", "share stopped", "step", "gold lost", "gold lost by the full run"]
     text = (
         "Diagnosis: the report's verdict of hacking on the training curve so far, which needs the "
     )
-    text += "gold rating. Limit: its signs of a collapsed policy, which do not. Gold lost: best "
+    text += "gold rating. Signs of collapse: the report's, which do not. Gold lost: best "
     text += "point of the run minus the point at the stop."
     return lab.table(head, rows) + "\n\n" + text
 

@@ -20,9 +20,14 @@ def main_table(found: dict) -> str:
         "sigma_rank": 2,
         "sigma_error_rank": 2,
     }
-    header = ["loss", "seeds", "accuracy", "calibration error", "the same, untied reading"]
-    header += ["distance to the truth", "error of the mean", "σ (mean)", "rank correlation of σ"]
-    header += ["rank correlation of σ and error"]
+    header = ["loss", "seeds", "accuracy", "calibration error", "the same without ties"]
+    header += [
+        "distance to the truth",
+        "error of the mean",
+        "σ (mean)",
+        "rank correlation of σ with the true σ",
+    ]
+    header += ["rank correlation of σ with the error"]
     lines = []
     for name, own in found.items():
         cells = [plain(values(own, column), digits) for column, digits in columns.items()]
@@ -157,11 +162,13 @@ def levels(truth: dict) -> str:
 
 COLUMNS = (
     "Distance to the truth: the earth mover's distance between the head's distribution and the "
-    "true one, in ratings, mean over held-out answers. Untied reading: P(win) given that the two "
+    "true one, in ratings, mean over held-out answers. Without ties: of P(win) given that the two "
     "ratings differ. Error of the mean: mean absolute difference of the two means, in ratings. "
     "σ: the standard deviation of the head's distribution; its rank correlations (Spearman) are "
     "with the true σ, and with the absolute error of the head's own mean. Uncertainty would make "
-    "the first or the second clearly positive."
+    "the first or the second clearly positive. Half, strict: what a tie counts; soft: "
+    "`--soft-labels` and `--label-width`; earth mover: `--earth-mover` with `--label-width 0.5`; "
+    "the others are the flags of their names."
 )
 PEAKS = (
     "Half of the annotators like small talk and half do not, so the true distribution of an answer "

@@ -130,7 +130,7 @@ def test_the_counts_of_what_one_would_notice():
     results = {"right": right, "end-dropped": seeds(8.4, "gap", "healthy")}
     results |= {"greedy": seeds(5.0, "", "hacking"), "own-batch": seeds(8.6, "", "healthy")}
     assert museum_page.counts(results) == (
-        "Of 3 mistakes the alignment check stops 1 in the first step. Without it, 2 of all would "
+        "Of 3 mistakes the alignment check stops 1 in the first step. Without it, 2 of the 3 would "
         "end less than one rating below the right code, and the report would call 2 healthy in "
         "every seed; 1 of those pass the alignment check too."
     )

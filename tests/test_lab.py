@@ -84,7 +84,8 @@ def test_the_interval_is_students_t():
     half = 2.7764 * (2.5**0.5) / 5**0.5  # the variance of 1..5 is 2.5
     assert (mean, low, high) == pytest.approx((3, 3 - half, 3 + half), abs=1e-4)
     assert lab.shown([1.0]) == "1.00 (1 seed)" and lab.shown([]) == "–"
-    assert lab.shown([1.0, 1.0]) == "1.00 [1.00, 1.00]"
+    assert lab.shown([1.0, 3.0, 2.0]) == "2.00 [-0.48, 4.48]"
+    assert lab.shown([2.0, 1.0]) == "1.50 (1.00, 2.00)"  # two values: their range
 
 
 def test_a_thing_is_built_once_and_again_after_a_build_that_failed(tmp_path, monkeypatch):

@@ -65,6 +65,7 @@ def test_the_circle_runs_and_its_table_names_every_round(tmp_path):
     out = tmp_path / "loop"
     reward = str(tmp_path / "rm")
     train = ["train_rm.py", "--model", start, "--out", reward, "--limit", "20", "--max-steps", "1"]
+    train += ["--head", "ratings"]  # the loop goes on with the head that it finds
     subprocess.run([sys.executable, *train], cwd=ROOT, check=True, capture_output=True)
     environment = {"START": start, "REWARD_MODEL": reward, "STEPS": "1", "OLD": "40", "COLD": "1"}
     done = shell("loop.sh", "1", "30", str(out), **environment)
@@ -73,7 +74,7 @@ def test_the_circle_runs_and_its_table_names_every_round(tmp_path):
     assert (out / "loop.png").read_bytes().startswith(b"\x89PNG")
     record = json.loads((out / "rm-1/run.json").read_text())["config"]
     assert record["data"] == ["zoo", str(out / "judge-1/comparisons.jsonl")]
-    assert (record["model"], record["limit"]) == (start, 40)
+    assert (record["model"], record["limit"], record["head"]) == (start, 40, "ratings")
     policy = json.loads((out / "policy-1/run.json").read_text())["config"]
     assert policy["reference"] == start and policy["reward_model"] == str(out / "rm-1")
 
