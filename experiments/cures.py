@@ -203,19 +203,31 @@ def report(rows: list[dict], out: Path) -> str:
         cells.append(lab.shown([max(g for _, g in r["curve"]) for r in results.values()]))
         cells.append(lab.shown([r["gold"] for r in results.values()]))
         table.append([name, *cells])
-    text = lab.table(header, table)
-    text += "\n\n" + lab.table(
-        ["KL penalty 0.1", "gold", "against none", "KL", "accuracy of the reward models"],
-        penalty_rows(rows),
-    )
-    text += "\n\n" + lab.table(["the penalty alone", "gold", "KL"], alone_rows(rows))
+    parts = []
     if any(select(rows, name, LOOP_KL) for name in LOOPS):
-        text += "\n\n" + loop_table(rows)
+        parts.append(loop_table(rows))
     if loop := select(rows, LOOP, LOOP_KL):
-        text += "\n\n" + gain_table(loop)
+        ends = {s: r["gold"] for s, r in loop.items()}
+        same = {s: r["gold"] for s, r in select(rows, MORE, LOOP_KL, LOOP).items()}
+        text = "After as many policy steps, judging and retraining has more gold than the same "
+        text += (
+            f"number of additional pairs of random answers, by {difference(ends, same)} ratings."
+        )
+        parts += [text, gain_table(loop)]
+    header_penalty = [
+        "KL penalty 0.1",
+        "gold",
+        "against none",
+        "KL",
+        "accuracy of the reward models",
+    ]
+    parts.append(lab.table(header_penalty, penalty_rows(rows)))
+    parts.append(lab.table(["the penalty alone", "gold", "KL"], alone_rows(rows)))
     draw(rows, names, out / "cures.png")
-    seeds = f"{len(base)} seeds" if len(base) != 1 else "1 seed"
-    return f"{text}\n\n![Gold against KL, by cure](figures/cures.png)\n\n({seeds}.)"
+    parts.append("![Gold against KL, by cure](figures/cures.png)")
+    parts.append(lab.folded("Without a KL penalty, at equal KL", lab.table(header, table)))
+    parts.append(f"({len(base)} seeds.)" if len(base) != 1 else "(1 seed.)")
+    return "\n\n".join(parts)
 
 
 def penalty_rows(rows: list[dict]) -> list[list[str]]:
