@@ -27,15 +27,14 @@ def claims(cells: tables.Cells, grid: tables.Cells) -> str:
     text = "best of n follows its own law better than d(α − β·d²)"
     numbers = f"difference of errors on the last third {lab.shown(gaps, 3)}"
     add(text, tables.verdict(gaps, above=False), numbers)
-    for method, index, claim in (("RL", 0, "α of RL does not depend on the size"),):
-        kept = tables.slopes(grid, method)
-        if kept is None or len(kept) < 2:
-            add(claim, "not shown", "too few seeds")
-        else:
-            values = kept[:, index, 0].tolist()
-            _, low, high = lab.mean_interval(values)
-            holds = "not refuted" if low <= 0 <= high else "**refuted**"
-            add(claim, holds, f"slope in ln parameters {lab.shown(values, 3)}")
+    kept, text = tables.slopes(grid, "RL"), "α of RL does not depend on the size"
+    if kept is None or len(kept) < 2:
+        add(text, "not shown", "too few seeds")
+    else:
+        values = kept[:, 0, 0].tolist()
+        _, low, high = lab.mean_interval(values)
+        holds = "not refuted" if low <= 0 <= high else "**refuted**"
+        add(text, holds, f"slope in ln parameters {lab.shown(values, 3)}")
     if len({name[0] for name in grid}) > 2:
         fitted = {m: tables.log_linear(grid, m) for m in tables.METHODS}
         wanted = [fitted["best of n"]["α"], fitted["best of n"]["β"], fitted["RL"]["β"]]

@@ -76,6 +76,7 @@ def main(config: Config) -> None:
             data = ["--limit", config.old, "--data", "zoo"] if config.old else ["--data"]
             model, lr = (start, 3e-3) if config.cold else (reward, 1e-3)
             reward = out / f"rm-{number}"
+            # A sampled answer may hold a NUL character, which train_rm.py counts as a bad row.
             step("train_rm.py", reward, "--model", model, *head, *data, *judged, "--lr", lr,
                  "--epochs", 2, "--skip-bad-rows", *seed)  # fmt: skip
         previous, policy = policy, out / f"policy-{number}"

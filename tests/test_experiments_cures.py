@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments import cures, zoo_runs
+from experiments import cures, cures_runs, zoo_runs
 
 
 def test_gold_at_a_kl_is_where_the_curve_first_reaches_it():
@@ -15,9 +15,9 @@ def test_gold_at_a_kl_is_where_the_curve_first_reaches_it():
 
 def test_a_tiny_run_and_its_report(tmp_path, monkeypatch):
     monkeypatch.setenv("RLHF_MIN_LAB", str(tmp_path / "lab"))
-    wanted = [one for one in cures.settings(quick=True) if one["cure"] == "ensemble, min"]
+    wanted = [one for one in cures_runs.settings(quick=True) if one["cure"] == "ensemble, min"]
     with zoo_runs.without_reports():
-        rows = [{"settings": one, "result": cures.run(one)} for one in wanted[:1]]
+        rows = [{"settings": one, "result": cures_runs.run(one)} for one in wanted[:1]]
     result = rows[0]["result"]
     assert len(result["curve"]) > 1 and 1 <= result["gold"] <= 10 and 0 <= result["accuracy"] <= 1
     text = cures.report(rows, tmp_path)
