@@ -102,23 +102,23 @@ def _prepare() -> None:
 
 
 @lru_cache  # once per process, before its first run: that is the code which it has imported
-def _commit() -> str:
+def commit() -> str:
     """The commit; "+changes" where something else than rows and pages has changed since."""
     git = ["git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no", "--", "."]
     own = [":!experiments/rows", ":!docs"]  # what the studies write themselves
     changes = subprocess.run([*git, *own], capture_output=True, text=True).stdout
-    commit = environment()["commit"].removesuffix("+changes")
-    return commit + ("+changes" if changes else "")
+    name = environment()["commit"].removesuffix("+changes")
+    return name + ("+changes" if changes else "")
 
 
 def _timed(run: Callable, settings: dict) -> dict:
     """The result of a run, its seconds, and the commit."""
-    commit, begin = _commit(), time.perf_counter()
+    at, begin = commit(), time.perf_counter()
     result = run(settings)
     return {
         "result": result,
         "seconds": round(time.perf_counter() - begin, 1),
-        "commit": commit,
+        "commit": at,
     }
 
 

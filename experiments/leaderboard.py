@@ -177,7 +177,7 @@ def main(argv: list[str] | None = None, rows: Path = ROWS, page: Path = PAGE) ->
         parser.error("give an entry, or --tables")
     entry = Path(os.path.relpath(args.entry.resolve(), lab.ROOT))
     settings = {"entry": str(entry), "name": args.name or entry.stem, "seeds": args.seeds}
-    before = {"commit": environment()["commit"], "hardware": hardware()}
+    before = {"commit": lab.commit(), "hardware": hardware()}
     try:
         os.chdir(lab.ROOT)
         folder = args.out or Path("runs/leaderboard") / entry.stem
