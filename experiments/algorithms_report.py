@@ -10,8 +10,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from experiments.claims import HEADER, claim_row, paired
 from experiments.lab import folded, mean_interval, shown, table
-from experiments.paired_claims import claim, paired
 
 NAMES = {
     "reinforce": "REINFORCE, moving average",
@@ -34,6 +34,7 @@ COLOURS = dict(
     )
 )
 KL_WEIGHT = 0.1  # of the comparison at equal samples
+COMPARED_KL = (1, 2)  # nats, of the comparison at equal KL
 
 
 CLAIMS_OF = (
@@ -47,7 +48,7 @@ def report(rows: list[dict], out: Path) -> str:
     """The Markdown section from rows (some may be missing); writes algorithms.png to `out`."""
     points = curves(rows)
     figure(points, out / "algorithms.png")
-    told = table(["claim", "holds?", "difference [95 % interval]"], claims(rows, points))
+    told = table(HEADER, claims(rows, points))
     parts = [
         "![Gold against KL by method](figures/algorithms.png)",
         kl_table(points),
@@ -139,21 +140,19 @@ def claims(rows: list[dict], points: dict) -> list[list[str]]:
         shares = of_method(rows, method, "outside", None).values()
         for text, factor in (("of the second updates", 1), ("of all updates", 0.5)):
             name = f"{NAMES[method]}: less than 5 % of ratios are clipped, {text}"
-            lines.append(claim(name, [0.05 - factor * share for share in shares], 3))
+            left = [0.05 - factor * share for share in shares]
+            lines.append(claim_row(name, left, "0.05 minus the share", 3))
     order = ["rloo-4", "rloo-2", "reinforce", "ppo"]
-    for first, second in [
-        *itertools.pairwise(order),
-        ("ppo-token", "ppo"),
-        ("gspo", "ppo"),
-    ]:
-        name = f"{NAMES[first]} above {NAMES[second]}"
-        equal_samples = paired(*(of_method(rows, m, "gold", KL_WEIGHT) for m in (first, second)))
-        equal_kl = paired(*(gold_at(points, m, 1) for m in (first, second)))
-        lines.append(claim(f"{name}, equal samples", equal_samples))
-        lines.append(claim(f"{name}, at KL = 1", equal_kl))
-    for first, second in (("reinforce", "best-of-n"), ("reinforce", "dpo"), ("dpo", "best-of-n")):
-        differences = paired(*(gold_at(points, m, 1) for m in (first, second)))
-        lines.append(claim(f"{NAMES[first]} above {NAMES[second]}, at KL = 1", differences))
+    pairs = [*itertools.pairwise(order), ("ppo-token", "ppo"), ("gspo", "ppo")]
+    at_kl = [*pairs, ("reinforce", "best-of-n"), ("reinforce", "dpo"), ("dpo", "best-of-n")]
+    for first, second in at_kl:
+        name, what = f"{NAMES[first]} above {NAMES[second]}", "difference of gold"
+        if (first, second) in pairs:
+            gold = [of_method(rows, method, "gold", KL_WEIGHT) for method in (first, second)]
+            lines.append(claim_row(f"{name}, equal samples", paired(*gold), what, 2))
+        for kl in COMPARED_KL:
+            gold = [gold_at(points, method, kl) for method in (first, second)]
+            lines.append(claim_row(f"{name}, at KL = {kl}", paired(*gold), what, 2))
     return lines
 
 

@@ -9,8 +9,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from experiments.claims import HEADER, claim_row, paired
 from experiments.lab import folded, mean_interval, shown, table
-from experiments.paired_claims import claim, paired
 
 NAMES = {
     "none": "none",
@@ -44,7 +44,7 @@ def report(rows: list[dict], out: Path) -> str:
         "the curve's mean is over all training steps, so it rewards fast learning. Seeds differ in "
         "start model, reward model, and sampling."
     )
-    told = table(["claim", "holds?", "difference [95 % interval]"], claims(variances, curves))
+    told = table(HEADER, claims(variances, curves))
     parts = [
         "![Variance and learning curves by baseline](figures/baselines.png)",
         curve_table(curves),
@@ -129,16 +129,14 @@ def claims(variances: dict, curves: dict) -> list[list[str]]:
 
     def variance_claim(text: str, policy: str, first: tuple, second: tuple) -> list[str]:
         differences = less(policy, first, second)
-        row = claim(text, differences)
+        row = claim_row(text, differences, "log of the second variance minus log of the first", 2)
         if differences:
-            row[2] += (
-                f" (in the log: the second variance is {exp(fmean(differences)):.2f} × the first)"
-            )
+            row[2] += f" (the second is {exp(fmean(differences)):.2f} × the first)"
         return row
 
     def curve_claim(text: str, first: str, second: str, value) -> list[str]:
         both = [{s: value(one) for s, one in curves.get(n, {}).items()} for n in (first, second)]
-        return claim(text, paired(*both))
+        return claim_row(text, paired(*both), "difference", 2)
 
     end, mean = (lambda one: one["held_out"]["after"]), (lambda one: fmean(one["gold"]))
     lag = lambda one: abs(fmean(one["advantage"]))  # noqa: E731

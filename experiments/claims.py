@@ -2,21 +2,24 @@
 
 from experiments.lab import mean_interval, shown
 
+HEADER = ["claim", "holds?", "numbers"]  # of a claim table
+
 
 def verdict(values: list[float], bound: float = 0.0) -> str:
-    """Is the mean of `values` above `bound`?  "yes" or "no" where the 95 % interval excludes it.
+    """Is the mean of `values` above `bound`?  "yes", "**refuted**" or "open".
 
-    Otherwise "open".  One value alone is "open" too, and none is "–".
+    "open": the 95 % interval over the seeds holds the bound.  One value alone is "open" too, and
+    none is "–".
     """
     if not values:
         return "–"
     if len(values) < 2:
         return "open (1 seed)"
     _, low, high = mean_interval(values)
-    return "yes" if low > bound else "no" if high < bound else "open"
+    return "yes" if low > bound else "**refuted**" if high < bound else "open"
 
 
-def claim_row(text: str, values: list[float], what: str, bound=0.0, digits=3) -> list[str]:
+def claim_row(text: str, values: list[float], what: str, digits: int = 3, bound=0.0) -> list[str]:
     """A row of a claim table: claim, verdict on "mean of values > bound", the numbers.
 
     what: the values in words, such as "strict minus half".
@@ -39,9 +42,14 @@ def values(results: dict[int, dict], name: str) -> list[float]:
     return [value for value in found if value is not None]
 
 
-def paired(first: dict[int, dict], second: dict[int, dict], name: str, ratio=False) -> list[float]:
-    """First minus second (or the ratio) of a measure, of the seeds that both variants have."""
-    both = [(first[s].get(name), second[s].get(name)) for s in sorted(first.keys() & second.keys())]
+def paired(first: dict, second: dict, name: str | None = None, ratio=False) -> list[float]:
+    """First minus second (or the ratio), one per seed that both have.
+
+    first, second: numbers by seed; with `name`, results by seed, of which this measure is taken.
+    """
+    both = [(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
+    if name is not None:
+        both = [(a.get(name), b.get(name)) for a, b in both]
     known = [(a, b) for a, b in both if a is not None and b is not None]
     return [a / b if ratio else a - b for a, b in known]
 

@@ -55,8 +55,8 @@ def grid_table(cells: tables.Cells) -> str:
         rows.append(label(name) + [lab.shown(values) for values in cellwise])
     head = ["accuracy", "best of n at 2 nats", "RL end: gold", "its fall", "reward", "KL"]
     text = "Accuracy: share of pairs of the start model's answers that the reward model orders as "
-    text += "the gold rating does. Fall: gold at the end minus gold at the best step of the other "
-    text += "seeds."
+    text += "the gold rating does. Fall: gold at the best step of the other seeds minus gold at "
+    text += "the end."
     return lab.table(CELL + head, rows) + "\n\n" + text
 
 
@@ -97,7 +97,12 @@ def law_table(grid: tables.Cells) -> str:
                 name = "learned reward" if what == "score" else "gold"
                 rows.append([method, name, formula, *shown])
     head = ["curve", "of", "law", "AIC", "error on the last third"]
-    text = "Lower is better in both columns. d(α − β·d) is also α·√KL − β·KL."
+    text = (
+        "Lower is better in both columns. AIC is Akaike's information criterion: how well a law "
+        "fits all points of a curve. Error on the last third: a law is fitted to the two thirds of "
+        "the points with the smaller KL and predicts the others (root mean squared error). "
+        "d(α − β·d) is also α·√KL − β·KL."
+    )
     return lab.table(head, rows) + "\n\n" + text
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from experiments import fits, lab
+from experiments import fits
 
 METHODS = {"best of n": "bon", "RL": "rl"}  # law of the paper → curve in the rows
 Cells = dict[tuple, dict[int, dict]]  # (hidden, pairs, labels, kl) → seed → result
@@ -126,7 +126,7 @@ def misfit(method: str, what: str) -> Callable[[dict], float]:
 
 
 def falls(own: dict[int, dict]) -> list[float]:
-    """Gold at the end of REINFORCE minus gold at the best step, one per seed.
+    """Gold of REINFORCE at the best step minus gold at the end, one per seed.
 
     The best step is that of the other seeds' mean, because the highest of noisy points of the same
     seed would be too high.
@@ -136,7 +136,7 @@ def falls(own: dict[int, dict]) -> list[float]:
     for seed, curve in curves.items():
         others = [other for name, other in curves.items() if name != seed]
         if others:
-            kept.append(float(curve[-1] - curve[np.mean(others, 0).argmax()]))
+            kept.append(float(curve[np.mean(others, 0).argmax()] - curve[-1]))
     return kept
 
 
@@ -152,13 +152,3 @@ def penalty_gaps(cells: Cells) -> dict[float, list[float]]:
                 if gold is not None:
                     kept.setdefault(kl, []).append(end["gold"][-1] - gold)
     return kept
-
-
-def verdict(values: list[float], above: bool = True) -> str:
-    """Whether the 95 % interval over seeds lies above 0 (or below): yes, refuted, not shown."""
-    if len(values) < 2:
-        return "not shown (too few seeds)"
-    _, low, high = lab.mean_interval(values)
-    if low > 0 or high < 0:
-        return "yes" if (low > 0) == above else "**refuted**"
-    return "not shown"

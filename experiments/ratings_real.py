@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments import lab, zoo_runs
-from experiments.claims import by_variant, claim_row, paired, plain, values
+from experiments.claims import HEADER, by_variant, claim_row, paired, plain, values
 from experiments.rating_measures import earth_mover, mean_and_sigma
 from experiments.ratings import SIDES, rounded
 
@@ -118,7 +118,7 @@ def report(rows: list[dict], out: Path) -> str:
     parts = [lab.table(header, lines)]
     if results := [row["result"] for row in rows]:
         parts.append(levels(results))
-    return "\n\n".join([*parts, lab.table(["claim", "holds?", "numbers"], claims(found))])
+    return "\n\n".join([*parts, lab.table(HEADER, claims(found))])
 
 
 def levels(results: list[dict]) -> str:

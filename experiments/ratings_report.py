@@ -3,7 +3,16 @@
 from pathlib import Path
 
 from experiments import ratings_figures as figures
-from experiments.claims import by_variant, claim_row, paired, pairs_of, plain, values, verdict
+from experiments.claims import (
+    HEADER,
+    by_variant,
+    claim_row,
+    paired,
+    pairs_of,
+    plain,
+    values,
+    verdict,
+)
 from experiments.lab import folded, table
 from experiments.ratings_figures import CALIBRATION_AIM, DISTANCE_AIM, best_of
 
@@ -58,7 +67,7 @@ def aim_rows(found: dict) -> list[list[str]]:
         accuracy = paired(own, found.get("half", {}), "accuracy")
         parts = verdict([CALIBRATION_AIM - e for e in error])
         parts = [parts, verdict([DISTANCE_AIM - s for s in share])]
-        both = "no" if "no" in parts else "yes" if parts == ["yes", "yes"] else "open"
+        both = "no" if "**refuted**" in parts else "yes" if parts == ["yes", "yes"] else "open"
         cells = [plain(error, 3), plain(share, 2), plain(accuracy, 3)]
         lines.append([name, both, f"{cells[0]}: {parts[0]}", f"{cells[1]}: {parts[1]}", cells[2]])
     return lines
@@ -121,7 +130,7 @@ def claim_table(found: dict) -> str:
             claim_row(f"{best} is at least as accurate as half", own, "minus half", bound=-0.005),
             claim_row(f"{best} sees the disagreement about small talk", talk, "σ minus others' σ"),
         ]
-    return table(["claim", "holds?", "numbers"], lines)
+    return table(HEADER, lines)
 
 
 def report(rows: list[dict], out: Path) -> str:

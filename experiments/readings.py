@@ -8,7 +8,7 @@ The reward models are those of experiments/ratings.py: scalar, plain half ties, 
 from pathlib import Path
 
 from experiments import lab, ratings, zoo_runs
-from experiments.claims import claim_row, plain
+from experiments.claims import HEADER, claim_row, paired, plain
 
 WEIGHTS = ("inverse-sigma", "inverse-variance", "inverse-one-plus-sigma")
 READINGS = {  # name → settings of train_policy.py
@@ -65,10 +65,9 @@ def by_reading(rows: list[dict]) -> dict[tuple[str, str], dict[int, dict]]:
     return found
 
 
-def difference(found: dict, first: tuple, second: tuple, name: str = "gold") -> list[float]:
-    """First minus second of a measure, of the seeds that both have."""
-    a, b = found.get(first, {}), found.get(second, {})
-    return [a[seed][name] - b[seed][name] for seed in sorted(a.keys() & b.keys())]
+def gain_over(found: dict, first: tuple, second: tuple) -> list[float]:
+    """Gold of the first (reward model, reading) minus that of the second, by seed."""
+    return paired(found.get(first, {}), found.get(second, {}), "gold")
 
 
 def report(rows: list[dict], out: Path) -> str:
@@ -76,14 +75,14 @@ def report(rows: list[dict], out: Path) -> str:
     found, lines = by_reading(rows), []
     for (reward, reading), own in found.items():
         columns = {name: [own[seed][name] for seed in sorted(own)] for name in NAMES}
-        gain = difference(found, (reward, reading), (reward, "mean"))
+        gain = gain_over(found, (reward, reading), (reward, "mean"))
         cells = [plain(columns["gold"], 2), "" if reading == "mean" else plain(gain, 2)]
         cells += [plain(columns[name], digits) for name, digits in (("kl", 2), ("tokens", 1))]
         lines.append([reward, reading, str(len(own)), *cells, plain(columns["finished"], 2)])
     header = ["reward model", "reading", "seeds", "gold", "gold minus that of mean", "KL (nats)"]
     header += ["tokens", "finished"]
     claims = [claim_row(*claim, digits=2) for claim in claims_of(found)]
-    claim_table = lab.table(["claim", "holds?", "numbers"], claims)
+    claim_table = lab.table(HEADER, claims)
     return "\n\n".join([lab.table(header, lines), COLUMNS, claim_table])
 
 
@@ -93,12 +92,12 @@ def claims_of(found: dict) -> list[tuple[str, list[float], str]]:
     for reward in ("half", best):
         same = [name for model, name in JOBS if model == reward and name != "mean"]
         for name in same:
-            values = difference(found, (reward, name), (reward, "mean"))
+            values = gain_over(found, (reward, name), (reward, "mean"))
             claims.append((f"{reward}: {name} ends above the mean rating", values, what))
     for reward in ("half", best):
-        values = difference(found, (reward, "mean"), ("scalar", "mean"))
+        values = gain_over(found, (reward, "mean"), ("scalar", "mean"))
         claims.append((f"{reward}, mean rating, ends above scalar", values, what))
-    values = difference(found, (best, "mean"), ("half", "mean"))
+    values = gain_over(found, (best, "mean"), ("half", "mean"))
     claims.append((f"{best} ends above half, both read by the mean", values, what))
     return [claim for claim in claims if claim[1]]
 

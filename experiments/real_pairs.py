@@ -17,7 +17,7 @@ from pathlib import Path
 
 import train_rm
 from experiments import lab, zoo_runs
-from experiments.paired_claims import claim, paired
+from experiments.claims import HEADER, claim_row, paired
 from rlhf_min.models import loading
 from rlhf_min.models.tokens import encode_answer, encode_prompt
 
@@ -107,8 +107,8 @@ def report(rows: list[dict], out: Path) -> str:
     header = ["hh_helpful", "held-out accuracy", "pairs: training, held-out", "seeds"]
     difference = paired(accuracy["ours"], accuracy["trl"])
     verdicts = [
-        claim("ours above TRL", difference, 3),
-        claim("TRL above ours", [-d for d in difference], 3),
+        claim_row("ours above TRL", difference, "ours minus TRL"),
+        claim_row("TRL above ours", [-d for d in difference], "TRL minus ours"),
     ]
     return "\n\n".join(
         [
@@ -116,7 +116,7 @@ def report(rows: list[dict], out: Path) -> str:
             "The interval is over seeds, which change the order of the pairs and the head's first "
             "weights; the held-out pairs are the same, so it does not say how well the accuracy "
             "is known for other pairs.",
-            lab.table(["claim", "holds?", "difference [95 % interval]"], verdicts),
+            lab.table(HEADER, verdicts),
         ]
     )
 

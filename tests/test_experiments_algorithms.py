@@ -12,7 +12,6 @@ from torch.testing import assert_close
 import train_policy
 from experiments import algorithms, algorithms_report, baselines, dpo, objectives, zoo_runs
 from experiments import gradient_variance as gv
-from experiments import paired_claims as claims
 from rlhf_min.maths.policy_losses import ppo_clip, reinforce
 
 OWNERS = torch.tensor([0, 0, 0, 1, 2, 2])  # three answers of 3, 1 and 2 tokens
@@ -137,13 +136,6 @@ def test_best_of_n_takes_the_gold_of_the_best_score():
     assert algorithms.best_gold(scores, gold, 1) == pytest.approx(4.5)
     assert algorithms.best_gold(scores, gold, 2) == pytest.approx((2 + 3 + 5 + 7) / 4)
     assert algorithms.best_gold(scores, gold, 4) == pytest.approx((2 + 5) / 2)
-
-
-def test_verdicts_follow_the_interval():
-    assert claims.verdict([1.0, 1.1, 0.9]) == "holds"
-    assert claims.verdict([-1.0, -1.1, -0.9]) == "refuted"
-    assert claims.verdict([-1.0, 1.1, 0.9]).startswith("open")
-    assert claims.paired({0: 3.0, 1: 5.0}, {1: 4.5, 2: 0.0}) == [0.5]
 
 
 def test_gold_at_a_kl_lies_on_the_line_in_root_kl_between_two_runs():

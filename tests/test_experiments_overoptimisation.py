@@ -10,7 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from experiments import best_of_n, exact_kl, fits, overopt_runs, overopt_tables, overoptimisation
+from experiments import (
+    best_of_n,
+    exact_kl,
+    fits,
+    overopt_claims,
+    overopt_runs,
+    overopt_tables,
+    overoptimisation,
+)
 from rlhf_min.zoo import world
 
 # --- best of n ----------------------------------------------------------------------------------
@@ -155,6 +163,43 @@ def test_slopes_recover_a_plane_of_coefficients():
     assert found == pytest.approx(np.array([[0.2, 0.1], [-0.02, 0.0]]), abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("by_seed", "says"),
+    [
+        ((0.2, 0.21), "yes"),
+        ((-0.2, -0.21), "yes"),
+        ((0.2, -0.2), "open"),
+        ((0.2,), "open (1 seed)"),
+    ],
+)
+def test_a_coefficient_changes_with_the_size_if_its_slope_is_up_or_down(by_seed, says):
+    cells, d = {}, [0.1 * i for i in range(20)]
+    for size, pairs in itertools.product((10, 100), (300, 3000)):
+        own = cells.setdefault((size, pairs, "gold", 0.0), {})
+        for seed, slope in enumerate(by_seed):
+            alpha = 1 + slope * math.log(size)
+            gold = [a * (alpha - 0.3 * math.log(a)) if a else 0.0 for a in d]
+            own[seed] = {"parameters": size, "rl": {"kl": [a * a for a in d], "gold": gold}}
+    assert overopt_claims.constant_coefficient(cells)[1] == says
+
+
+@pytest.mark.parametrize(
+    ("gains", "says"),
+    [
+        ({100: (0.1, 0.11), 1000: (0.5, 0.6)}, "yes"),
+        ({100: (0.3, 0.31), 1000: (0.5, 0.52)}, "**refuted** down to the fewest pairs tried"),
+        ({100: (0.0, 0.5), 1000: (0.5, 0.52)}, "open"),
+    ],
+)
+def test_nothing_is_learned_where_the_gain_is_below_the_bound(gains, says):
+    curve = lambda gold: {"kl": [0.0, 2.0], "gold": [0.0, gold]}  # noqa: E731
+    cells = {
+        (96, pairs, "gold", 0.0): {seed: {"bon": curve(gold)} for seed, gold in enumerate(golds)}
+        for pairs, golds in gains.items()
+    }
+    assert overopt_claims.fewest_pairs(cells)[1] == says
+
+
 # --- causes -------------------------------------------------------------------------------------
 
 
@@ -195,7 +240,7 @@ def test_the_best_step_of_a_fall_is_that_of_the_other_seeds():
     curves = {0: [0.0, 9.0, 1.0], 1: [0.0, 2.0, 1.0], 2: [0.0, 1.0, 3.0]}
     own = {seed: {"rl": {"gold": gold}} for seed, gold in curves.items()}
     # others' means: seed 0 (0, 1.5, 2), seed 1 (0, 5, 2), seed 2 (0, 5.5, 1)
-    assert overopt_tables.falls(own) == [0.0, -1.0, 2.0]
+    assert overopt_tables.falls(own) == [0.0, 1.0, -2.0]
 
 
 def test_stopping_by_the_diagnosis_of_the_curve_so_far():

@@ -92,7 +92,7 @@ def test_the_report_computes_its_verdicts_from_rows(tmp_path):
     reached = {name: verdict for name, verdict, *_ in aim}
     assert reached["soft 1, width 0.5"] == "yes" and reached["half"] == "no"
     assert "| yes |" in lines["strict's σ is uncertainty: it is larger where the truth is wider"]
-    assert "| no |" in lines["strict's σ is uncertainty: it is larger where its mean is wrong"]
+    assert "| **refuted** |" in lines["strict's σ is uncertainty: it is larger where its mean is wrong"]
     assert all(name in lines for name in ratings.VARIANTS)
     assert {file.name for file in tmp_path.iterdir()} == {
         "ratings_aim.png",
@@ -103,9 +103,12 @@ def test_the_report_computes_its_verdicts_from_rows(tmp_path):
 
 
 def test_verdicts_need_an_interval_that_excludes_the_bound():
-    assert verdict([0.1, 0.11, 0.12]) == "yes" and verdict([-0.1, -0.11]) == "no"
+    assert verdict([0.1, 0.11, 0.12]) == "yes" and verdict([-0.1, -0.11]) == "**refuted**"
+    assert verdict([0.1, 0.11, 0.12], bound=0.2) == "**refuted**" and verdict([]) == "–"
     assert verdict([0.1, -0.1, 0.05]) == "open" and verdict([0.1]) == "open (1 seed)"
     assert paired({0: {"a": 3.0}, 1: {"a": 4.0}}, {1: {"a": 1.0}, 2: {}}, "a") == [3.0]
+    assert paired({0: 3.0, 1: 5.0}, {1: 4.0, 2: 0.0}) == [1.0]
+    assert paired({0: 3.0, 1: 5.0}, {1: 4.0, 2: 0.0}, ratio=True) == [1.25]
 
 
 def test_a_tiny_study_has_every_row(tmp_path, monkeypatch):

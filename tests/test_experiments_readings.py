@@ -23,7 +23,7 @@ def test_the_report_compares_each_reading_with_the_mean_of_its_own_reward_model(
     assert "| yes |" in claims["half: win ends above the mean rating"]
     assert "1.00 [1.00, 1.00]" in claims["half: win ends above the mean rating"]
     assert "| open |" in claims["half: entropic b = 2 ends above the mean rating"]
-    assert "| no |" in claims["half, mean rating, ends above scalar"]
+    assert "| **refuted** |" in claims["half, mean rating, ends above scalar"]
     assert readings.report(rows[:3], tmp_path) and readings.report([], tmp_path)
 
 
