@@ -32,7 +32,7 @@ def fixed_pairs(args, tokenizer) -> list[EncodedPair]:
 def main() -> None:
     args = timing.arguments(
         __doc__, pairs=4, prompt_tokens=128, answer_tokens=64, data="", rows=128, max_length=1024,
-        micro_batch=16, max_positions=0,
+        micro_batch=16,
     )  # fmt: skip
     if args.grow:
         return timing.report_curve(args)
@@ -49,8 +49,7 @@ def main() -> None:
     def step(number: int) -> None:
         batch = pairs[number * args.pairs : (number + 1) * args.pairs]
         prompts, answers = [pair.prompt for pair in batch], [pair.answers for pair in batch]
-        limits = args.micro_batch, args.max_positions
-        for rows, tree in tree_batches(model, prompts, answers, *limits):
+        for rows, tree in tree_batches(model, prompts, answers, args.micro_batch):
             chosen, rejected = branch_outputs(model, tree).view(len(rows), 2).unbind(1)
             (bradley_terry(chosen, rejected) * len(rows) / len(batch)).backward()
         optimiser.step(1e-5, 1.0)

@@ -22,7 +22,7 @@ def rollout_kl(policy, reference, rollout: Rollout, max_rows: int = 64) -> Tenso
     mean log-ratio, whose variance it reduces (Rao-Blackwell).
     """
     kl = torch.zeros(rollout.finished.shape)
-    for p, tree in tree_batches(policy, rollout.prompts, rollout.answers, max_rows, 2**14):
+    for p, tree in tree_batches(policy, rollout.prompts, rollout.answers, max_rows, forward=True):
         log_p, log_q = (
             head_logits(model, hidden_states(model, tree)[tree.predictors]).log_softmax(-1)
             for model in (policy, reference)

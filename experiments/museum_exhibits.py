@@ -131,10 +131,11 @@ def no_shift():
 
 @exhibit("pads-counted", "3", "Padding after the end token is counted")
 def pads_counted():
-    def padded(model, prompts, answers, *limits):
+    def padded(model, prompts, answers, *limits, **forward):
         longest = max(len(answer) for own in answers for answer in own)
         pad = lambda answer: answer + [PAD] * (longest - len(answer))  # noqa: E731
-        return tree_batches(model, prompts, [[*map(pad, own)] for own in answers], *limits)
+        answers = [[*map(pad, own)] for own in answers]
+        return tree_batches(model, prompts, answers, *limits, **forward)
 
     return {"train_policy.tree_batches": padded, "rlhf_min.models.log_probs.tree_batches": padded}
 

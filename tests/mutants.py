@@ -78,10 +78,11 @@ LEFT_OUT = {
     "a device, where the tests have one only: the CPU": (
         r"\bdevice=[\w.]+",
         r'return (2\*\*11 if self\.device\.type == "cpu" else 2\*\*13)',
+        r'return (2\*\*12 if self\.device\.type == "cpu" else 2\*\*15)',
     ),
     "sizes of chunks and batches and of a cache, for speed and memory only": (
         r"^(?:MAX_LOGITS|MIN_TOKENS|SPANS_FROM) = (.*)",
-        r"\(.*, (64, 2\*\*14)\)",
+        r"\(.*, (64, forward=True)\)",
         r"\bmax_positions=2\*\*16",
         r"\bbatch_size=64",
         r"^@lru_cache\((.*)\)",

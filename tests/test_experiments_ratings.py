@@ -92,7 +92,8 @@ def test_the_report_computes_its_verdicts_from_rows(tmp_path):
     reached = {name: verdict for name, verdict, *_ in aim}
     assert reached["soft 1, width 0.5"] == "yes" and reached["half"] == "no"
     assert "| yes |" in lines["strict's σ is uncertainty: it is larger where the truth is wider"]
-    assert "| **refuted** |" in lines["strict's σ is uncertainty: it is larger where its mean is wrong"]
+    wrong = "strict's σ is uncertainty: it is larger where its mean is wrong"
+    assert "| **refuted** |" in lines[wrong]
     assert all(name in lines for name in ratings.VARIANTS)
     assert {file.name for file in tmp_path.iterdir()} == {
         "ratings_aim.png",

@@ -167,6 +167,18 @@ def test_the_padding_share_counts_the_positions_without_a_token(kind, max_rows, 
     assert padding_share(model, PROMPTS, BRANCHES, max_rows) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("forward", [False, True])
+def test_a_batch_of_long_rows_stays_below_the_limit_of_positions(forward):
+    """Eager attention keeps rows × heads × length² numbers: 64 rows of 500 tokens would be 5 GB."""
+    model = tiny_model("llama")
+    prompts, answers = [[1] * 60 for _ in range(64)], [[[2] * 20] * 2 for _ in range(64)]
+    trees = [tree for _, tree in tree_batches(model, prompts, answers, 64, forward)]
+    sizes = [tree.ids.numel() for tree in trees]
+    assert sum(sizes) == 64 * 100
+    limit = 2**12 if forward else 2**11
+    assert limit - 100 < max(sizes) <= limit
+
+
 @pytest.mark.parametrize("tree_layout", [True, False])
 @pytest.mark.parametrize(("family", "attention"), MODELS)
 def test_trap_3_the_ids_of_the_padding_change_nothing(family, attention, tree_layout):

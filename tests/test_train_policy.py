@@ -233,6 +233,7 @@ def test_trap_9_micro_batches_of_1_2_and_8_prompts_give_the_same_weights(
 def test_trap_9_a_low_token_limit_gives_the_same_weights(tiny_run, tmp_path, monkeypatch):
     one = run(tiny_run, tmp_path / "a", lr=1e-4)
     monkeypatch.setattr(Layout, "max_positions", 10)
+    monkeypatch.setattr(Layout, "forward_positions", 10)
     close(run(tiny_run, tmp_path / "b", lr=1e-4), one)
 
 

@@ -20,17 +20,19 @@ _layouts: WeakKeyDictionary = WeakKeyDictionary()  # model → its layout
 
 
 def tree_batches(
-    model, prompts: list, branches: list, max_rows: int, max_positions: int = 0
+    model, prompts: list, branches: list, max_rows: int, forward: bool = False
 ) -> Iterator[tuple[list[int], Tree]]:
     """Yields the indices of some prompts [p], longest first, and the tree of their branches.
 
-    A tree has at most max_rows prompts and max_positions positions (0: the layout's own limit).
+    A tree has at most max_rows prompts and the positions of the layout's limit; forward: of its
+    limit for a pass without gradients.
     With several processes, only the prompts of this one come (`ranks.own`).
     """
     layout, own = layout_of(model), ranks.own(len(prompts))
     lengths = [row_length(*row) for row in zip(prompts, branches, strict=True)]
     own_lengths = [lengths[i] for i in own]
-    for group in length_batches(own_lengths, max_rows, max_positions or layout.max_positions):
+    limit = layout.forward_positions if forward else layout.max_positions
+    for group in length_batches(own_lengths, max_rows, limit):
         indices = [own[j] for j in group]
         batch = [prompts[i] for i in indices], [branches[i] for i in indices]
         yield indices, build_tree(*batch, layout)

@@ -26,6 +26,11 @@ class Layout:
         """Positions (rows × longest row) of one pass; on a CPU fewer are faster (docs/LOG.md)."""
         return 2**11 if self.device.type == "cpu" else 2**13
 
+    @property
+    def forward_positions(self) -> int:
+        """The same without a backward pass; eager attention keeps rows × heads × length² scores."""
+        return 2**12 if self.device.type == "cpu" else 2**15
+
 
 def tree_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
     """Additive attention mask: a token sees earlier tokens of the prompt and of its own segment.

@@ -37,11 +37,13 @@ def answer_log_probs(model, tree: Tree, temperature: float = 1.0) -> Tensor:
 
 
 @torch.no_grad()
-def rollout_log_probs(model, rollout: Rollout, temperature: float, *limits: int) -> Tensor:
-    """log π(y|x) of all answers, without gradient: [P, K]; limits: of `tree_batches`."""
+def rollout_log_probs(
+    model, rollout: Rollout, temperature: float, max_rows: int, forward: bool = False
+) -> Tensor:
+    """log π(y|x) of all answers, without gradient: [P, K]; max_rows, forward: of `tree_batches`."""
     settings = {"device": model.device, "dtype": precise(model.dtype)}
     log_probs = torch.zeros(rollout.finished.shape, **settings)
-    for p, tree in tree_batches(model, rollout.prompts, rollout.answers, *limits):
+    for p, tree in tree_batches(model, rollout.prompts, rollout.answers, max_rows, forward):
         log_probs[p] = answer_log_probs(model, tree, temperature).view(len(p), -1)
     ranks.complete(log_probs)
     check_finite("an answer's log-prob", log_probs)

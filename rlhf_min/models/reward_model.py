@@ -90,7 +90,7 @@ def branch_outputs(model, tree: Tree) -> Tensor:
 def all_outputs(model, prompts: list[list[int]], branches: list[list[list[int]]]) -> Tensor:
     """Head outputs of each prompt's branches, all in token ids: [B, labels] float32."""
     results = {}  # by prompt, of this process
-    for p, tree in tree_batches(model, prompts, branches, 64, 2**14):
+    for p, tree in tree_batches(model, prompts, branches, 64, forward=True):
         counts = [len(branches[i]) for i in p]
         results |= zip(p, branch_outputs(model, tree).cpu().split(counts), strict=True)
     outputs = ranks.gather([results[i] for i in ranks.own(len(prompts))])

@@ -32,7 +32,7 @@ def evaluate_reward_model(model, pairs: list[EncodedPair], tie: float):
     """
     outputs = torch.zeros(len(pairs), 2, model.config.num_labels, dtype=precise(model.dtype))
     prompts, answers = [pair.prompt for pair in pairs], [pair.answers for pair in pairs]
-    for n, tree in tree_batches(model, prompts, answers, 64, 2**15):
+    for n, tree in tree_batches(model, prompts, answers, 64, forward=True):
         outputs[n] = branch_outputs(model, tree).view(len(n), 2, -1).cpu()
     ranks.complete(outputs)
     with naming({"place": "held-out pairs", "prompts": [pair.pair.prompt for pair in pairs]}):
@@ -147,7 +147,7 @@ def evaluate_policy(policy, reference, scorer: RewardScorer, prompts, sampling: 
     `reward/mean` is not standardised; …_low, …_high: 95 % bootstrap intervals over prompts.
     """
     rollout, rewards = sample_and_score(policy, reference, scorer, prompts, sampling)
-    settings = sampling["temperature"], 64, 2**15
+    settings = sampling["temperature"], 64, True
     with naming({"place": "evaluation", "prompts": [prompt.prompt for prompt in prompts]}):
         log_probs = rollout_log_probs(policy, rollout, *settings)
         kl = k1(log_probs, rollout_log_probs(reference, rollout, *settings))
