@@ -144,6 +144,7 @@ def claims(rows: list[dict], points: dict) -> list[list[str]]:
             lines.append(claim_row(name, left, "0.05 minus the share", 3))
     order = ["rloo-4", "rloo-2", "reinforce", "ppo"]
     pairs = [*itertools.pairwise(order), ("ppo-token", "ppo"), ("gspo", "ppo")]
+    pairs += [("ppo-token", "reinforce"), ("gspo", "reinforce")]
     at_kl = [*pairs, ("reinforce", "best-of-n"), ("reinforce", "dpo"), ("dpo", "best-of-n")]
     for first, second in at_kl:
         name, what = f"{NAMES[first]} above {NAMES[second]}", "difference of gold"
