@@ -8,13 +8,12 @@ make two updates per rollout.  DPO learns from the pairs that the reward model l
 
 import json
 from dataclasses import replace
-from math import log
 from pathlib import Path
 
 import torch
 
 import train_policy
-from experiments import algorithms_report, baselines, dpo, lab, objectives, zoo_runs
+from experiments import algorithms_report, baselines, best_of_n, dpo, lab, objectives, zoo_runs
 from rlhf_min.data.preferences import split_prompts
 from rlhf_min.models import loading
 from rlhf_min.models.answers import answer_texts
@@ -24,7 +23,8 @@ from rlhf_min.models.tokens import encode_prompts, end_token_ids
 from rlhf_min.reporting import evaluation
 from rlhf_min.zoo.world import gold_rating
 
-KL_WEIGHTS, BETAS, BEST_OF, DPO_LR = (0.03, 0.1, 0.3), (0.1, 0.3, 1.0), (4, 16, 64), 3e-4
+KL_WEIGHTS, BETAS, DPO_LR = (0.03, 0.1, 0.3), (0.1, 0.3, 1.0), 3e-4
+BEST_OF = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 RATIO = {"objective": "ppo-clip", "updates": 2}
 POLICIES = {  # settings of train_policy.py that differ from its defaults
     "reinforce": {},
@@ -50,14 +50,14 @@ def settings(quick: bool) -> list[dict]:
     for seed in range(1) if quick else baselines.SEEDS:
         common = {"seed": seed, **size}
         runs += [common | {"method": m, "kl": kl} for kl in weights for m in POLICIES]
-        runs += [common | {"method": "best-of-n"}]
+        runs += [common | {"method": "best-of-n", "n": [*BEST_OF]}]
         runs += [common | {"method": "dpo", "beta": b, "lr": DPO_LR} for b in betas]
     return runs
 
 
 def run(settings: dict) -> dict:
     """Held-out gold and KL of one run; "points": one [KL, gold] per n of best-of-n."""
-    kinds = {"best-of-n": best_of_n, "dpo": direct}
+    kinds = {"best-of-n": best_answers, "dpo": direct}
     return kinds.get(settings["method"], policy)(settings)
 
 
@@ -126,30 +126,24 @@ def direct(settings: dict) -> dict:
     return held_out(metrics) | {"loss": round(loss, 4), "samples": 0}
 
 
-def best_of_n(settings: dict) -> dict:
+def best_answers(settings: dict) -> dict:
     """The start model's gold, and that of the answer with the best learned reward among n.
 
-    KL = log n − (n − 1)/n (Stiennon et al. 2020); the same 64 answers to a prompt serve all n.
+    KL = log n − (n − 1)/n (Stiennon et al. 2020); the mean over all subsets of 64 answers.
     """
     model, scorer, prompts, sampling = evaluation_parts(settings)
-    most = max(BEST_OF)
-    scores, gold = [], []
+    most = max(settings["n"])
+    scores, gold = [], []  # [prompts][most]
     generator = torch.Generator().manual_seed(settings["seed"])
     for prompt in prompts:
         rollout = sample(model, [prompt.ids], most, generator=generator, **sampling)
         scores.append(scorer.score(rollout, [prompt.prompt])[0][0])
         (texts,) = answer_texts(scorer.policy_tokenizer, rollout)
         gold.append(torch.tensor([gold_rating(prompt.prompt, text) for text in texts]))
-    scores, gold = torch.stack(scores), torch.stack(gold)  # [prompts, 64] each
-    points = {1: [0.0, gold.mean().item()]}
-    points |= {n: [log(n) - (n - 1) / n, best_gold(scores, gold, n)] for n in BEST_OF}
+    scores, gold = torch.stack(scores).double().numpy(), torch.stack(gold).double().numpy()
+    of_best = lambda n: float(best_of_n.best_of_n(scores, gold, n).mean())  # noqa: E731
+    points = {n: [best_of_n.formula_kl(n), of_best(n)] for n in settings["n"]}
     return {"points": {str(n): [round(v, 4) for v in point] for n, point in points.items()}}
-
-
-def best_gold(scores: torch.Tensor, gold: torch.Tensor, n: int) -> float:
-    """Mean gold of the best-scored answer of each group of n: scores, gold [prompts, m·n]."""
-    best = scores.unflatten(1, (-1, n)).argmax(-1, keepdim=True)
-    return gold.unflatten(1, (-1, n)).gather(-1, best).mean().item()
 
 
 def report(rows: list[dict], out: Path) -> str:

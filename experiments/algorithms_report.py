@@ -139,7 +139,7 @@ def claims(rows: list[dict], points: dict) -> list[list[str]]:
     for method in ("ppo", "ppo-token", "gspo"):
         shares = of_method(rows, method, "outside", None).values()
         for text, factor in (("of the second updates", 1), ("of all updates", 0.5)):
-            name = f"{NAMES[method]}: less than 5 % of ratios are clipped, {text}"
+            name = f"{NAMES[method]}: less than 5 % of ratios lie outside 1 ± ε, {text}"
             left = [0.05 - factor * share for share in shares]
             lines.append(claim_row(name, left, "0.05 minus the share", 3))
     order = ["rloo-4", "rloo-2", "reinforce", "ppo"]
@@ -179,7 +179,10 @@ def draw(axes, seeds: dict, colour: str, label: str) -> None:
         axes.plot(*zip(*own, strict=True), ".", color=colour, markersize=4, alpha=0.5)
     end = min(own[-1][0] for own in seeds.values())
     grid = np.linspace(max(own[0][0] for own in seeds.values()), end, 60)
-    values = [np.interp(grid, *zip(*own, strict=True)) for own in seeds.values()]
+    values = []
+    for own in seeds.values():
+        kls, golds = zip(*own, strict=True)
+        values.append(np.interp(np.sqrt(grid), np.sqrt(np.maximum(kls, 0)), golds))
     columns = [[float(v) for v in column] for column in zip(*values, strict=True)]
     axes.plot(grid, [fmean(column) for column in columns], color=colour, label=label)
     if len(values) > 1:

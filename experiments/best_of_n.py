@@ -11,8 +11,9 @@ from scipy.special import gammaln
 def best_of_n(scores: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:
     """Mean value of the best-scored of n of the N samples, over all subsets of n: [P].
 
-    scores, values [P, N].  The unbiased estimator of Gao et al. 2022 (appendix I): the i-th worst
-    is the best of C(i−1, n−1) of the C(N, n) subsets.  Samples of equal score share their chance.
+    scores, values [P, N].  The unbiased estimator of Nakano et al. 2021, which Gao et al. 2022 use:
+    the i-th worst is the best of C(i−1, n−1) of the C(N, n) subsets.  Samples of equal score share
+    their chance.
     """
     count = scores.shape[1]
     i = np.arange(n, count + 1)
@@ -36,7 +37,8 @@ def counted_kl(scores: np.ndarray, labels: np.ndarray, n: int) -> float:
     """KL of best of n, mean over prompts, where equal answers are one: below `formula_kl`.
 
     scores [P, N]; labels [P, N]: equal numbers for equal answers.  The start model is taken to be
-    the N samples themselves, so it is only right for n far below N.
+    the N samples themselves, so it is only right for n far below N; different answers of one score
+    are taken in any order.
     """
     total = 0.0
     for own, label in zip(scores, labels, strict=True):

@@ -159,9 +159,9 @@ def gain_table(loop: dict[int, dict]) -> str:
         promised = [result["predicted"][n] for result in loop.values()]
         gained = [result["curve"][n][1] - result["curve"][n - 1][1] for result in loop.values()]
         rows.append([str(n), lab.shown(promised), lab.shown(gained)])
-    text = "Predicted: the rise of the learned reward on held-out questions in this round, in "
-    text += "standard deviations of the start model's answers, times the standard deviation of "
-    text += "their gold ratings."
+    text = "Predicted: the rise of the learned reward on held-out questions in this round, "
+    text += "divided by its standard deviation over the start model's answers, times the standard "
+    text += "deviation of their gold ratings."
     header = ["round of the loop, 3 × 1900", "predicted gain, ratings", "gain in gold, ratings"]
     return lab.table(header, rows) + "\n\n" + text
 

@@ -8,6 +8,7 @@ from statistics import fmean, pstdev
 
 from experiments import lab, zoo_runs
 from rlhf_min.data.files import read_json, read_jsonl
+from rlhf_min.judging.judges import reward_model_judge
 
 ROUNDS, JUDGED = 3, 1900  # of the loop: rounds, comparisons of each
 MEMBERS = 3  # of an ensemble
@@ -121,16 +122,26 @@ def run_loop(start: Path, seed: int, rounds: int, comparisons: int) -> dict:
     points = [[end["kl/mean"], end["reward/gold"]] for end in ends]
     judged = [read_json(out / f"judge-{n}/summary.json") for n in range(1, rounds + 1)]
     begins = [read_json(out / f"policy-{n}/summary.json")["before"] for n in range(rounds + 1)]
-    golds = [row["before_gold"] for row in read_jsonl(out / "policy-0/samples.jsonl")]
-    # In ratings: learned rewards are in standard deviations of the start model's answers.
+    models = [reward, *(out / f"rm-{n}" for n in range(1, rounds + 1))]
+    answers = read_jsonl(out / "policy-0/samples.jsonl")
     gains = [
-        (end["reward/mean"] - begin["reward/mean"]) * pstdev(golds)
-        for begin, end in zip(begins, ends, strict=True)
+        (end["reward/mean"] - begin["reward/mean"]) * ratings_per_reward(model, answers)
+        for begin, end, model in zip(begins, ends, models, strict=True)
     ]
     last = ends[-1]
     result = {"gold": last["reward/gold"], "kl": last["kl/mean"], "curve": points}
     result |= {"comparisons": [j["comparisons"] for j in judged], "predicted": gains}
     return _rounded(result)
+
+
+def ratings_per_reward(model: Path, answers: list[dict]) -> float:
+    """Standard deviation of the gold ratings of the start model's answers over that of the rewards.
+
+    model: folder of a reward model; answers: rows of samples.jsonl of the first policy.
+    """
+    scores = reward_model_judge(str(model)).scores
+    rewards = [scores(row["prompt"], [row["before"]])[0] for row in answers]
+    return pstdev(row["before_gold"] for row in answers) / pstdev(rewards)
 
 
 def _rounded(result: dict) -> dict:

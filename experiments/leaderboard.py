@@ -32,18 +32,20 @@ from rlhf_min.reporting.environment import environment
 from rlhf_min.zoo import world
 
 PAGE, ROWS = lab.ROOT / "docs/leaderboard.md", lab.ROWS / "leaderboard.jsonl"
-PROMPTS, TOKENS, CORES = 256, 64, 2  # held-out prompts, as train_policy.py has them; answer length
+DRAWS, TOKENS, CORES = 3, 64, 2  # answers to each held-out prompt; longest answer
 SEEDS = [0, 1, 2]
 LABELS_GOLD, SECONDS_GOLD = 9.2, 8.5  # the mean gold rating that each race asks for
 
 
-def held_out_gold(policy: Path, count: int = PROMPTS) -> float:
-    """Mean gold rating of one answer to each of the standard held-out prompts, temperature 1."""
+def held_out_gold(policy: Path, draws: int = DRAWS) -> float:
+    """Mean gold rating of `draws` answers to each of the zoo's held-out prompts, temperature 1."""
     tokenizer = load_tokenizer(str(policy))
     model = load_causal_lm(str(policy), torch.float32)
-    prompts = world.prompts("held-out")[:count]
-    answers, _ = sample_texts(model, tokenizer, prompts, TOKENS, batch_size=count)
-    return fmean(map(world.gold_rating, prompts, answers))
+    prompts, golds = world.prompts("held-out"), []
+    for seed in range(draws):
+        answers, _ = sample_texts(model, tokenizer, prompts, TOKENS, seed=seed, batch_size=256)
+        golds += map(world.gold_rating, prompts, answers)
+    return fmean(golds)
 
 
 def command_of(entry: Path, seed: int, out: Path) -> list[str]:
@@ -91,7 +93,7 @@ def run_entry(entry: Path, seed: int, out: Path) -> float:
     return seconds
 
 
-def measure(entry: Path, seeds: list[int], folder: Path, prompts: int = PROMPTS) -> dict:
+def measure(entry: Path, seeds: list[int], folder: Path, draws: int = DRAWS) -> dict:
     """Gold, seconds, labels and judged labels, each a list over seeds.
 
     Raises InputError when an entry cheats, as far as `audit` can see.
@@ -103,7 +105,7 @@ def measure(entry: Path, seeds: list[int], folder: Path, prompts: int = PROMPTS)
         found = audit(out)
         if found.problems:
             raise InputError(f"{entry} is refused: {'; '.join(found.problems)}")
-        gold = held_out_gold(out / "policy", prompts)
+        gold = held_out_gold(out / "policy", draws)
         new = {"gold": round(gold, 3), "seconds": round(seconds, 1)}
         for name, value in (new | {"labels": found.labels, "judged": found.judged}).items():
             result[name].append(value)
@@ -167,7 +169,7 @@ def main(argv: list[str] | None = None, rows: Path = ROWS, page: Path = PAGE) ->
     parser.add_argument("entry", nargs="?", type=Path, help="program: .py or .sh, SEED OUT")
     parser.add_argument("--name", help="of the entry in the table (default: the file's)")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="(0 1 2)")
-    parser.add_argument("--prompts", type=int, default=PROMPTS, help="held-out prompts (256)")
+    parser.add_argument("--draws", type=int, default=DRAWS, help="answers per prompt (3)")
     parser.add_argument("--out", type=Path, help="folder of the runs (runs/leaderboard/NAME)")
     parser.add_argument("--tables", action="store_true", help="from the rows at hand, no new runs")
     args = parser.parse_args(argv)
@@ -181,13 +183,13 @@ def main(argv: list[str] | None = None, rows: Path = ROWS, page: Path = PAGE) ->
     try:
         os.chdir(lab.ROOT)
         folder = args.out or Path("runs/leaderboard") / entry.stem
-        row = {"settings": settings, "result": measure(entry, args.seeds, folder, args.prompts)}
+        row = {"settings": settings, "result": measure(entry, args.seeds, folder, args.draws)}
     except InputError as error:
         raise SystemExit(f"error: {error}") from None
     row |= before
     print(f"| {' | '.join(cells(row))} |")
-    if (args.seeds, args.prompts) != (SEEDS, PROMPTS):
-        return print("not entered in the table: that takes seeds 0 1 2 and 256 prompts")
+    if (args.seeds, args.draws) != (SEEDS, DRAWS):
+        return print("not entered in the table: that takes seeds 0 1 2 and 3 draws")
     rows.parent.mkdir(parents=True, exist_ok=True)
     with rows.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -9,7 +9,7 @@ from PIL import Image
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from experiments import fits
+from experiments import fits, lab
 from experiments import overopt_tables as tables
 from experiments.overopt_runs import KL_GRID
 
@@ -63,13 +63,15 @@ def curves(ax, chosen: dict[str, dict], method: str) -> None:
 
 
 def mean_curve(own: dict[int, dict], method: str, what: str) -> tuple[np.ndarray, ...]:
-    """Point by point over seeds: mean d, mean reward, and the mean ± 2 standard errors."""
+    """Point by point over seeds: mean d, mean reward, and its 95 % interval."""
     both = [tables.points(result, method, what) for result in own.values()]
     count = min(len(d) for d, _ in both)
     d, reward = (np.array([pair[i][:count] for pair in both]) for i in (0, 1))
-    error = 2 * reward.std(0) / max(1, len(both) - 1) ** 0.5
     mean = reward.mean(0)
-    return d.mean(0), mean, mean - error, mean + error
+    if len(both) < 2:
+        return d.mean(0), mean, mean, mean
+    _, low, high = zip(*(lab.mean_interval(column.tolist()) for column in reward.T), strict=True)
+    return d.mean(0), mean, np.array(low), np.array(high)
 
 
 def frontier(ax, cells: tables.Cells, own: dict[int, dict], cell: tuple[int, int]) -> None:

@@ -1,5 +1,6 @@
 """The section of docs/RESULTS.md of the over-optimisation study, written from its rows alone."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -126,8 +127,8 @@ def frontier_table(cells: tables.Cells) -> str:
     head = ["pairs", "KL", "best gold", "best for the learned reward", "regret", "best of n", "RL"]
     text = "Best gold: π ∝ π_ref·exp(gold/β) on the start model's samples, the most gold of any "
     text += "policy at this KL. Best for the learned reward: the same with it; regret: best "
-    text += "gold minus it. Best of n is placed at the KL of the formula, which is too high where "
-    text += "answers repeat; it has other held-out prompts than RL. Means over all sizes."
+    text += "gold minus it. Best of n is placed at the KL counted from its samples; it has other "
+    text += "held-out prompts than RL. Means over all sizes."
     return lab.table(head, rows) + "\n\n" + text
 
 
@@ -185,21 +186,30 @@ def stop_table(cells: tables.Cells) -> str:
         for rule, name in (("diagnosis", "diagnosis"), ("limit", "signs of collapse")):
             stopped = tables.by_seed(own, lambda r, k=rule: float(r["stop"][k] is not None))
             step = tables.by_seed(own, lambda r, k=rule: r["stop"][k])
-            lost = tables.by_seed(own, lambda r, k=rule: max(r["rl"]["gold"]) - gold_at_stop(r, k))
-            never = tables.by_seed(own, lambda r: max(r["rl"]["gold"]) - r["rl"]["gold"][-1])
+            lost = gold_lost(own, lambda r, k=rule: gold_at_stop(r, k))
+            never = gold_lost(own, lambda r: r["rl"]["gold"][-1])
             shown = [lab.shown(stopped), lab.shown(step, 0), lab.shown(lost), lab.shown(never)]
             rows.append([str(pairs), name, *shown])
     head = ["pairs", "rule", "share stopped", "step", "gold lost", "gold lost by the full run"]
     text = (
         "Diagnosis: the report's verdict of hacking on the training curve so far, which needs the "
     )
-    text += "gold rating. Signs of collapse: the report's, which do not. Gold lost: best "
-    text += "point of the run minus the point at the stop."
+    text += "gold rating. Signs of collapse: the report's, which do not. Gold lost: gold "
+    text += "at the best step of the other seeds minus gold at the stop."
     return lab.table(head, rows) + "\n\n" + text
 
 
+def gold_lost(cells: tables.Cells, gold: Callable[[dict], float]) -> list[float]:
+    """Gold at the best step of the other seeds minus gold(result), mean over cells, by seed."""
+    kept: dict[int, list[float]] = {}
+    for own in cells.values():
+        for seed, best in tables.best_golds(own).items():
+            kept.setdefault(seed, []).append(best - gold(own[seed]))
+    return [float(np.mean(kept[seed])) for seed in sorted(kept)]
+
+
 def gold_at_stop(result: dict, rule: str) -> float:
-    """Gold of the evaluated point nearest to the step at which a rule stops; the end if never."""
+    """Gold at the step at which a rule stops, between evaluated points; at the end if never."""
     curve, stop = result["rl"], result["stop"][rule]
     if stop is None:
         return curve["gold"][-1]

@@ -7,6 +7,7 @@ import numpy as np
 from experiments import fits
 
 METHODS = {"best of n": "bon", "RL": "rl"}  # law of the paper → curve in the rows
+MOST = 300  # n of best of n, of 1 000 samples
 Cells = dict[tuple, dict[int, dict]]  # (hidden, pairs, labels, kl) → seed → result
 
 
@@ -28,11 +29,14 @@ def grid_of(cells: Cells) -> Cells:
 def points(result: dict, method: str, what: str = "gold") -> tuple[np.ndarray, np.ndarray]:
     """d = √KL and the rewards `what` of one run's curve, without the start; sorted by d.
 
-    The KL of best of n is the counted one: below log n − (n − 1)/n, because answers repeat.
+    The KL of best of n is the counted one: below log n − (n − 1)/n, because answers repeat.  It is
+    too low for n near the number of samples, so larger n than MOST are left out.
     """
     curve = result[METHODS[method]]
     d, reward = np.sqrt(np.maximum(curve["kl"], 0.0)), np.array(curve[what], float)
     keep = d > 1e-4
+    if "n" in curve:
+        keep &= np.array(curve["n"]) <= MOST
     order = np.argsort(d[keep], kind="stable")
     return d[keep][order], reward[keep][order]
 
@@ -131,12 +135,17 @@ def falls(own: dict[int, dict]) -> list[float]:
     The best step is that of the other seeds' mean, because the highest of noisy points of the same
     seed would be too high.
     """
+    return [best - own[seed]["rl"]["gold"][-1] for seed, best in best_golds(own).items()]
+
+
+def best_golds(own: dict[int, dict]) -> dict[int, float]:
+    """Seed → gold of REINFORCE at the best step of the other seeds' mean; {} with one seed."""
     curves = {seed: np.array(result["rl"]["gold"]) for seed, result in own.items()}
-    kept = []
+    kept = {}
     for seed, curve in curves.items():
         others = [other for name, other in curves.items() if name != seed]
         if others:
-            kept.append(float(curve[np.mean(others, 0).argmax()] - curve[-1]))
+            kept[seed] = float(curve[np.mean(others, 0).argmax()])
     return kept
 
 

@@ -130,14 +130,6 @@ def test_sampled_variances_equal_those_of_an_enumerated_bandit(samples):
     assert min(scan, key=scan.get) == pytest.approx(best, abs=0.3)
 
 
-def test_best_of_n_takes_the_gold_of_the_best_score():
-    scores = torch.tensor([[0.1, 0.9, 0.5, 0.4], [3.0, 2.0, 1.0, 0.0]])
-    gold = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]])
-    assert algorithms.best_gold(scores, gold, 1) == pytest.approx(4.5)
-    assert algorithms.best_gold(scores, gold, 2) == pytest.approx((2 + 3 + 5 + 7) / 4)
-    assert algorithms.best_gold(scores, gold, 4) == pytest.approx((2 + 5) / 2)
-
-
 def test_gold_at_a_kl_lies_on_the_line_in_root_kl_between_two_runs():
     def row(method, result, **own):
         return {"settings": {"seed": 0, "method": method, **own}, "result": result}

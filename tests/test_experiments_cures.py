@@ -1,5 +1,7 @@
 """The study of cures: gold at equal KL by hand, and a tiny run."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from experiments import cures, cures_runs, zoo_runs
@@ -11,6 +13,16 @@ def test_gold_at_a_kl_is_where_the_curve_first_reaches_it():
     assert cures.gold_at(curve, 4.0) == 7.0
     assert cures.gold_at(curve, 6.25) == pytest.approx(1.5)  # √6.25 is 3/4 of the way from 1 to 3
     assert cures.gold_at(curve, 10.0) is None
+
+
+def test_a_reward_of_one_is_worth_the_ratio_of_the_standard_deviations(tmp_path, monkeypatch):
+    """A predicted gain must not change with the unit of the learned reward."""
+    answers = [{"prompt": "p", "before": "a" * n, "before_gold": 2.0 * n} for n in range(1, 6)]
+    for unit in (1.0, 10.0):
+        judge = SimpleNamespace(scores=lambda prompt, texts, u=unit: [u * len(t) for t in texts])
+        monkeypatch.setattr(cures_runs, "reward_model_judge", lambda path, j=judge: j)
+        ratio = cures_runs.ratings_per_reward(tmp_path, answers)
+        assert ratio * unit == pytest.approx(2.0)
 
 
 def test_a_tiny_run_and_its_report(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from experiments import (
     exact_kl,
     fits,
     overopt_claims,
+    overopt_report,
     overopt_runs,
     overopt_tables,
     overoptimisation,
@@ -241,6 +242,16 @@ def test_the_best_step_of_a_fall_is_that_of_the_other_seeds():
     own = {seed: {"rl": {"gold": gold}} for seed, gold in curves.items()}
     # others' means: seed 0 (0, 1.5, 2), seed 1 (0, 5, 2), seed 2 (0, 5.5, 1)
     assert overopt_tables.falls(own) == [0.0, 1.0, -2.0]
+    other = {0: {"rl": {"gold": [3.0, 3.0, 3.0]}}, 1: {"rl": {"gold": [2.0, 5.0, 5.0]}}}
+    start = lambda result: result["rl"]["gold"][0]  # noqa: E731
+    # best minus start: (1, 2, 1) and (0, 0); seed 2 has one cell
+    assert overopt_report.gold_lost({"a": own, "b": other}, start) == [0.5, 1.0, 1.0]
+
+
+def test_points_leave_out_n_near_the_number_of_samples():
+    curve = {"kl": [0.0, 1.0, 4.0, 5.0], "gold": [0.0, 1.0, 2.0, 3.0], "n": [1, 8, 280, 460]}
+    d, gold = overopt_tables.points({"bon": curve}, "best of n")
+    assert d.tolist() == [1.0, 2.0] and gold.tolist() == [1.0, 2.0]
 
 
 def test_stopping_by_the_diagnosis_of_the_curve_so_far():

@@ -14,6 +14,8 @@ import judge  # noqa: E402
 import train_policy  # noqa: E402
 import train_rm  # noqa: E402
 from experiments import entry_audit, leaderboard  # noqa: E402
+from rlhf_min.models.answers import sample_texts  # noqa: E402
+from rlhf_min.models.loading import load_causal_lm, load_tokenizer  # noqa: E402
 from rlhf_min.zoo import world  # noqa: E402
 from rlhf_min.zoo.start_model import build_base  # noqa: E402
 
@@ -103,10 +105,14 @@ def test_no_training_question_holds_a_held_out_one():
     assert not any(prompt in train for prompt in world.prompts("held-out"))
 
 
-def test_gold_is_that_of_train_policy(runs):
-    """The same prompts, sampling and truth as in the policy's own summary."""
-    want = json.loads((runs / "policy/summary.json").read_text())["after"]["reward/gold"]
-    assert leaderboard.held_out_gold(runs / "policy", count=6) == pytest.approx(want)
+def test_gold_is_the_mean_of_several_answers_to_every_held_out_question(runs):
+    policy, tokenizer = (load(str(runs / "policy")) for load in (load_causal_lm, load_tokenizer))
+    prompts, golds = world.prompts("held-out"), []
+    for seed in (0, 1):
+        answers, _ = sample_texts(policy, tokenizer, prompts, 64, seed=seed, batch_size=256)
+        golds += [world.gold_rating(*pair) for pair in zip(prompts, answers, strict=True)]
+    assert len(golds) == 960 and golds[:480] != golds[480:]
+    assert leaderboard.held_out_gold(runs / "policy", draws=2) == pytest.approx(sum(golds) / 960)
 
 
 PAGE = "text\n<!-- begin: python -m experiments.leaderboard -->\n<!-- end: leaderboard -->\nrest\n"
@@ -118,7 +124,7 @@ def test_an_entry_is_run_for_each_seed_and_its_row_printed(runs, tmp_path, capsy
     entry.write_text(NO_RUNS.format(source=str(runs)))
     rows, page = tmp_path / "rows.jsonl", tmp_path / "page.md"
     page.write_text(PAGE)
-    out = ["--out", str(tmp_path / "out"), "--prompts", "6"]
+    out = ["--out", str(tmp_path / "out"), "--draws", "1"]
     leaderboard.main([str(entry), "--seeds", "4", "5", "--name", "a copy", *out], rows, page)
     shown = capsys.readouterr().out
     assert (tmp_path / "out/seed-4/policy").is_dir() and (tmp_path / "out/seed-5/policy").is_dir()
