@@ -141,12 +141,13 @@ def tables(rows: list[dict]) -> str:
         inside = sorted(
             (r for r in rows if means(r)["gold"] >= gold), key=lambda r: means(r)[measure]
         )
-        below = [row["settings"]["name"] for row in rows if means(row)["gold"] < gold]
+        below = sorted((-means(row)["gold"], row["settings"]["name"]) for row in rows)
+        below = [f"{name} ({-minus:.2f})" for minus, name in below if -minus < gold]
         ranked = [[str(place), *cells(row)] for place, row in enumerate(inside, 1)]
         parts.append(f"### {measure.capitalize()} to gold {gold}")
         parts.append(lab.table(["", *header], ranked) if ranked else "No entry yet.")
         if below:
-            parts.append(f"Measured, but below {gold}: {', '.join(sorted(below))}.")
+            parts.append(f"Measured, but below {gold}: {'; '.join(below)}.")
     return "\n\n".join(parts)
 
 

@@ -122,7 +122,7 @@ def test_exact_kl_is_the_enumerated_kl_and_the_mean_log_ratio(monkeypatch):
     ids = [list(answer) for answer in answers]
     layout = Layout(True, 10**4, torch.float64, torch.device("cpu"))
     trees = [([0], build_tree([[0]], [ids], layout))]
-    monkeypatch.setattr(exact_kl, "tree_batches", lambda *_: trees)
+    monkeypatch.setattr(exact_kl, "tree_batches", lambda *_, **__: trees)
     rollout = SimpleNamespace(prompts=[[0]], answers=[ids], finished=torch.ones(1, len(ids)) > 0)
     kl = exact_kl.rollout_kl(policy, reference, rollout)[0].tolist()
     assert sum(w * k for w, k in zip(probability, kl, strict=True)) == pytest.approx(

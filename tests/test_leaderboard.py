@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -106,7 +107,8 @@ def test_no_training_question_holds_a_held_out_one():
 
 
 def test_gold_is_the_mean_of_several_answers_to_every_held_out_question(runs):
-    policy, tokenizer = (load(str(runs / "policy")) for load in (load_causal_lm, load_tokenizer))
+    folder = str(runs / "policy")
+    policy, tokenizer = load_causal_lm(folder, torch.float32), load_tokenizer(folder)
     prompts, golds = world.prompts("held-out"), []
     for seed in (0, 1):
         answers, _ = sample_texts(policy, tokenizer, prompts, 64, seed=seed, batch_size=256)
@@ -166,7 +168,8 @@ def test_tables_rank_those_that_reach_the_gold_and_the_newest_row_of_a_program_c
     labels, seconds = page.read_text().split("### Seconds")
     order = [re.findall(r"^\| \d \| (.*?) \|", part, re.MULTILINE) for part in (labels, seconds)]
     assert order == [["thrifty, again", "greedy"], ["quick", "greedy", "thrifty, again"]]
-    assert "below 9.2: poor, quick." in labels and "below 8.5: poor." in seconds
+    assert "below 9.2: quick (8.60); poor (7.00)." in labels
+    assert "below 8.5: poor (7.00)." in seconds
     assert "| 9.25 (9.15, 9.25, 9.35) | 2 000 (5) | 300 |" in labels
     assert page.read_text().startswith("text\n") and page.read_text().endswith("rest\n")
 
