@@ -55,8 +55,8 @@ def report(rows: list[dict], out: Path) -> str:
         "Gold at equal KL is read from straight lines (in √KL) between a seed's runs (its KL "
         "weights, its β, or its n), from the start model at KL 0 on; a dash means that no run "
         "went that far, and fewer seeds than elsewhere that some did not. The KL of best-of-n is "
-        "the formula log n − (n−1)/n, an upper bound; those of the others are means over "
-        "held-out answers.",
+        "the formula log n − (n−1)/n, which holds while equal answers are rare; those of the "
+        "others are means over held-out answers.",
         sample_table(rows),
         "Equal samples means 64 answers a step for every policy method; those with a ratio update "
         "twice on each rollout, so they make twice the optimiser steps with the same learning "

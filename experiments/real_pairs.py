@@ -113,9 +113,9 @@ def report(rows: list[dict], out: Path) -> str:
     return "\n\n".join(
         [
             lab.table(header, lines),
-            "The interval is over seeds, which change the order of the pairs and the head's first "
-            "weights; the held-out pairs are the same, so it does not say how well the accuracy "
-            "is known for other pairs.",
+            "The interval is over seeds, which change the order of the pairs and, in TRL, the "
+            "head's first weights; the held-out pairs are the same, so it does not say how well "
+            "the accuracy is known for other pairs.",
             lab.table(HEADER, verdicts),
         ]
     )
