@@ -182,7 +182,7 @@ def draw(axes, seeds: dict, colour: str, label: str) -> None:
     values = []
     for own in seeds.values():
         kls, golds = zip(*own, strict=True)
-        values.append(np.interp(np.sqrt(grid), np.sqrt(np.maximum(kls, 0)), golds))
+        values.append(np.interp(np.sqrt(np.maximum(grid, 0)), np.sqrt(np.maximum(kls, 0)), golds))
     columns = [[float(v) for v in column] for column in zip(*values, strict=True)]
     axes.plot(grid, [fmean(column) for column in columns], color=colour, label=label)
     if len(values) > 1:
