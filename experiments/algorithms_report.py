@@ -141,7 +141,7 @@ def claims(rows: list[dict], points: dict) -> list[list[str]]:
         for text, factor in (("of the second updates", 1), ("of all updates", 0.5)):
             name = f"{NAMES[method]}: less than 5 % of ratios lie outside 1 ± ε, {text}"
             left = [0.05 - factor * share for share in shares]
-            lines.append(claim_row(name, left, "0.05 minus the share", 3))
+            lines.append(claim_row(name, left, "0.05 minus the share"))
     order = ["rloo-4", "rloo-2", "reinforce", "ppo"]
     pairs = [*itertools.pairwise(order), ("ppo-token", "ppo"), ("gspo", "ppo")]
     pairs += [("ppo-token", "reinforce"), ("gspo", "reinforce")]

@@ -3,6 +3,7 @@
 from experiments.lab import mean_interval, shown
 
 HEADER = ["claim", "holds?", "numbers"]  # of a claim table
+REFUTED = "**refuted**"  # bold in the pages
 
 
 def verdict(values: list[float], bound: float = 0.0) -> str:
@@ -16,7 +17,7 @@ def verdict(values: list[float], bound: float = 0.0) -> str:
     if len(values) < 2:
         return "open (1 seed)"
     _, low, high = mean_interval(values)
-    return "yes" if low > bound else "**refuted**" if high < bound else "open"
+    return "yes" if low > bound else REFUTED if high < bound else "open"
 
 
 def claim_row(text: str, values: list[float], what: str, digits: int = 3, bound=0.0) -> list[str]:

@@ -4,7 +4,7 @@ import numpy as np
 
 from experiments import lab
 from experiments import overopt_tables as tables
-from experiments.claims import HEADER, claim_row, verdict
+from experiments.claims import HEADER, REFUTED, claim_row, verdict
 
 NOTHING = 0.2  # standard deviations of gold: less counts as nothing learned
 ERRORS = "error on the curve's last third, the other law minus this one"
@@ -52,7 +52,7 @@ def constant_coefficient(grid: tables.Cells) -> list[str]:
     holds = verdict(values)
     return [
         text,
-        "yes" if holds == "**refuted**" else holds,  # a falling α changes too
+        "yes" if holds == REFUTED else holds,  # a falling α changes too
         f"slope in ln parameters: {lab.shown(values, 3)}",
     ]
 
@@ -86,8 +86,8 @@ def fewest_pairs(grid: tables.Cells) -> list[str]:
         found.append(verdict([NOTHING - one for one in gold]))
         numbers.append(f"{pairs}: {lab.shown(gold)}")
     holds = "yes" if "yes" in found else "open"
-    if set(found) == {"**refuted**"}:
-        holds = "**refuted** down to the fewest pairs tried"
+    if set(found) == {REFUTED}:
+        holds = f"{REFUTED} down to the fewest pairs tried"
     text = f"below some number of pairs nothing is learned (less than {NOTHING})"
     return [text, holds, f"gold of best of n at 2 nats by number of pairs, {'; '.join(numbers)}"]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from experiments import ratings_figures as figures
 from experiments.claims import (
     HEADER,
+    REFUTED,
     by_variant,
     claim_row,
     paired,
@@ -67,7 +68,7 @@ def aim_rows(found: dict) -> list[list[str]]:
         accuracy = paired(own, found.get("half", {}), "accuracy")
         parts = verdict([CALIBRATION_AIM - e for e in error])
         parts = [parts, verdict([DISTANCE_AIM - s for s in share])]
-        both = "no" if "**refuted**" in parts else "yes" if parts == ["yes", "yes"] else "open"
+        both = "no" if REFUTED in parts else "yes" if parts == ["yes", "yes"] else "open"
         cells = [plain(error, 3), plain(share, 2), plain(accuracy, 3)]
         lines.append([name, both, f"{cells[0]}: {parts[0]}", f"{cells[1]}: {parts[1]}", cells[2]])
     return lines

@@ -24,8 +24,8 @@ def tree_batches(
 ) -> Iterator[tuple[list[int], Tree]]:
     """Yields the indices of some prompts [p], longest first, and the tree of their branches.
 
-    A tree has at most max_rows prompts and the positions of the layout's limit; forward: of its
-    limit for a pass without gradients.
+    A tree has at most max_rows prompts, and at most `max_positions` of the model's layout
+    (`forward_positions` with forward=True, which is for passes without gradients).
     With several processes, only the prompts of this one come (`ranks.own`).
     """
     layout, own = layout_of(model), ranks.own(len(prompts))

@@ -28,7 +28,10 @@ class Layout:
 
     @property
     def forward_positions(self) -> int:
-        """The same without a backward pass; eager attention keeps rows × heads × length² scores."""
+        """As max_positions, for a pass without gradients, which then needs no more memory.
+
+        Eager attention keeps rows × heads × length² scores (docs/LOG.md).
+        """
         return 2**12 if self.device.type == "cpu" else 2**15
 
 
