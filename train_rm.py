@@ -32,6 +32,7 @@ class Config:
     max_length: int = option(1024, "tokens of prompt and answer, at most", at_least=2)
     model: str = option("runs/zoo-base", "language model to start from: folder or hub id")
     head: Literal["scalar", "ratings"] = option("scalar", "or ratings 1..10", heading="Objective")
+    head_std: float = option(0.0, "std of a new head's weights (0: all scores equal)", at_least=0)
     margin: float = option(0.0, "scalar head: reward units per rating point", at_least=0)
     centring: float = option(0.01, "scalar head: weight of mean((r_w + r_l)^2)", at_least=0)
     batch_sum: float = option(0.0, "scalar head: weight of mean(r_w + r_l)^2", at_least=0)
@@ -205,8 +206,8 @@ def main(config: Config) -> dict:
         return summary
     pairs, held_out, dropped, dropped_held_out = read_pairs(config)
     ranks.from_first(start_model.build_if_missing, config.model, patient=True)
-    torch.manual_seed(config.seed)  # a new pad token's embedding is random
-    model = new_reward_model(config.model, config.head, choose_dtype(config.dtype))
+    torch.manual_seed(config.seed)  # for a new head, and a new pad token's embedding
+    model = new_reward_model(config.model, config.head, choose_dtype(config.dtype), config.head_std)
     tokenizer = loading.load_tokenizer(config.model, model=model)
     separate_pad(model, tokenizer)
     loading.prepare_training(model, config)
@@ -221,8 +222,7 @@ def main(config: Config) -> dict:
     report_dropped(dropped_held_out, len(held_out), "held-out pairs")
     metadata = {"pairs/train": len(pairs), "pairs/held_out": len(held_out)}
     metadata |= {"dropped": dropped, "dropped/held_out": dropped_held_out}
-    encoded = [[pair.prompt, *pair.answers] for pair in pairs]
-    metadata["fingerprint"] = preferences.fingerprint(encoded)
+    metadata["fingerprint"] = preferences.fingerprint([[p.prompt, *p.answers] for p in pairs])
 
     steps = config.max_steps
     if steps < 0:

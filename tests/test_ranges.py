@@ -152,6 +152,7 @@ BOUNDS = {  # written by hand from the meaning of each flag; {}: no limit of its
         "limit": {"at_least": 0},
         "rating_range": {},
         "max_length": {"at_least": 2},
+        "head_std": {"at_least": 0},
         "margin": {"at_least": 0},
         "centring": {"at_least": 0},
         "batch_sum": {"at_least": 0},

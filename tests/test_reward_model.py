@@ -69,6 +69,20 @@ def test_a_new_head_scores_all_answers_the_same_so_that_training_starts_at_chanc
 
 
 @pytest.mark.parametrize("head", LABELS)
+def test_a_new_head_has_the_std_that_was_asked_for_and_a_trained_one_stays(tmp_path, head):
+    folder = tiny_folder(tmp_path / "m")
+    torch.manual_seed(0)
+    model = new_reward_model(str(folder), head, torch.float32, std=0.5)
+    weights = model.score.weight
+    error = 0.5 / (2 * weights.numel()) ** 0.5  # standard error of a sample's std
+    assert weights.std().item() == pytest.approx(0.5, abs=4 * error)
+    (tmp_path / "rm").mkdir()
+    save_model(model, load_tokenizer(folder), tmp_path / "rm")
+    again = new_reward_model(str(tmp_path / "rm"), head, torch.float32, std=0.5)
+    assert torch.equal(again.score.weight, weights)
+
+
+@pytest.mark.parametrize("head", LABELS)
 def test_a_model_that_gives_every_answer_the_same_has_accuracy_one_half(tmp_path, head):
     """Equal outputs are ties, whichever way the last bit of P(win) was rounded."""
     folder = tiny_folder(tmp_path / "m")

@@ -19,10 +19,11 @@ from rlhf_min.models.prompt_tree import Tree, hidden_states
 LABELS = {"scalar": 1, "ratings": 10}
 
 
-def new_reward_model(path: str, head: str, dtype: torch.dtype):
-    """A language model (folder or hub id) with a zero-initialised head: all answers score the same.
+def new_reward_model(path: str, head: str, dtype: torch.dtype, std: float = 0.0):
+    """A language model (folder or hub id) with a new head, to be trained as a reward model.
 
-    head: "scalar" or "ratings"; if path is a reward model, its trained head stays.  Raises
+    head: "scalar" or "ratings"; if path is a reward model, its trained head stays.  std: of the new
+    head's normally distributed weights; 0 means that all answers score the same at first.  Raises
     InputError as `load_model`.
     """
     model, info = load_model(AutoModelForSequenceClassification, path, dtype, LABELS[head])
@@ -32,7 +33,7 @@ def new_reward_model(path: str, head: str, dtype: torch.dtype):
             "language model (a trained encoder with 1 label works as --reward-model)"
         )
     if info["missing_keys"]:
-        torch.nn.init.zeros_(model.score.weight)  # the first loss is exactly the chance level
+        torch.nn.init.normal_(model.score.weight, std=std)  # 0: the first loss is that of chance
     return model
 
 
