@@ -18,7 +18,7 @@ def draw(cells: tables.Cells, out: Path) -> dict[str, str]:
     """Draw all figures in the folder `out`: file name → its alternative text."""
     grid = tables.grid_of(cells)
     kept = {"overoptimisation.png": "Gold and learned reward against the square root of the KL"}
-    figure, axes = plt.subplots(2, 2, figsize=(9, 7), constrained_layout=True)
+    figure, axes = plt.subplots(2, 2, figsize=(10, 7), constrained_layout=True)
     sizes, numbers = (sorted({name[axis] for name in grid}) for axis in (0, 1))
     size, pairs = (96 if 96 in sizes else sizes[-1]), (3000 if 3000 in numbers else numbers[-1])
     for row, method in zip(axes, ("RL", "best of n"), strict=True):
@@ -58,8 +58,9 @@ def curves(ax, chosen: dict[str, dict], method: str) -> None:
     ax.axhline(0, color="grey", lw=0.6)
     ax.set_xlabel("d = √KL (√nats)")
     ax.set_ylabel("reward (standard deviations)")
-    title = "— gold  - - learned  ··· law"
-    ax.legend(fontsize=7, title=title, title_fontsize=7, loc="lower left", framealpha=0.7)
+    title = "— gold\n- - learned\n··· law"
+    place = {"loc": "upper left", "bbox_to_anchor": (1, 1)}  # beside the axes, over no curve
+    ax.legend(fontsize=7, title=title, title_fontsize=7, frameon=False, **place)
 
 
 def mean_curve(own: dict[int, dict], method: str, what: str) -> tuple[np.ndarray, ...]:
