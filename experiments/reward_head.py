@@ -19,8 +19,8 @@ TASKS = {  # name → (seeds, settings of train_rm.py)
     "zoo, scalar": (5, {}),
     "zoo, ratings": (5, {"head": "ratings"}),
     "hh_helpful, scalar": (5, HH),
+    "hh_helpful, scalar, lr 1e-5": (3, HH | {"lr": 1e-5}),
     "ultrafeedback, scalar": (3, ratings_real.TRAIN),
-    "ultrafeedback, ratings": (3, ratings_real.TRAIN | {"head": "ratings"}),
 }
 COLUMNS = {"accuracy": 3, "loss": 3, "calibration_error": 3, "gold": 2}
 
