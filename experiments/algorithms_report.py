@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.claims import HEADER, claim_row, paired
+from experiments.claims import HEADER, claim_row, paired, plain
 from experiments.lab import folded, mean_interval, shown, table
 
 NAMES = {
@@ -58,7 +58,8 @@ def report(rows: list[dict], out: Path) -> str:
         "the formula log n − (n−1)/n, which holds while equal answers are rare; those of the "
         "others are means over held-out answers.",
         sample_table(rows),
-        "Equal samples means 64 answers a step for every policy method; those with a ratio update "
+        "ε is 0.2 for PPO and 0.01 for GSPO; the share is of the second updates. Equal samples "
+        "means 64 answers a step for every policy method; those with a ratio update "
         "twice on each rollout, so they make twice the optimiser steps with the same learning "
         "rate. DPO samples nothing: it sees the labelled pairs from which the reward model of the "
         "others was trained. Best-of-n samples n answers for every answer that it gives, forever.",
@@ -113,7 +114,8 @@ def kl_table(points: dict) -> str:
     for method, name in NAMES.items():
         at = [[*gold_at(points, method, kl).values()] for kl in (1, 2, 4)]
         if method in points:
-            lines.append([name, *(f"{shown(v)}, n = {len(v)}" if v else "–" for v in at)])
+            cells = [f"{plain(v, 2)}, {len(v)} seed{'s'[: len(v) - 1]}" if v else "–" for v in at]
+            lines.append([name, *cells])
     return table(["method", *(f"gold at KL = {kl}" for kl in (1, 2, 4))], lines)
 
 

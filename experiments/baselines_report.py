@@ -42,7 +42,9 @@ def report(rows: list[dict], out: Path) -> str:
     gold = (
         "Gold is the true rating of answers to held-out questions after equal numbers of samples; "
         "the curve's mean is over all training steps, so it rewards fast learning. Seeds differ in "
-        "start model, reward model, and sampling."
+        "start model, reward model, and sampling. Moving average: the mean of all earlier rewards "
+        "(`--baseline moving-average`; cumulative mean in the claims); exponential average: "
+        "`--baseline ema`; E[R]: the exact expected reward, which a moving average approaches."
     )
     told = table(HEADER, claims(variances, curves))
     parts = [

@@ -61,6 +61,18 @@ def difference(own: dict[int, float], base: dict[int, float]) -> str:
     return lab.shown([own[s] - base[s] for s in own if s in base])
 
 
+CURES_EXPLAINED = (
+    "None: one reward model with a scalar head. Ensembles: three reward models, their scores "
+    "combined by mean, minimum, or mean minus variance (uncertainty); own start models: each "
+    "trained from another start model. WARM: one model with the mean weights of three. Batch sum: "
+    "`--batch-sum 0.01` instead of `--centring 0.01`. Ratings head: the reward is its mean rating, "
+    "a pessimistic rating (`--reading entropic`) or the probability of winning against the "
+    "start model's answer (`--reading win`); inverse variance: `--weight inverse-variance`. More "
+    "pairs: of random answers, for the reward model. Against none: difference of gold on the same "
+    "seeds."
+)
+
+
 def report(rows: list[dict], out: Path) -> str:
     """Tables of gold at equal KL, at the end of the runs, and of the loop against more pairs."""
     names = [name for name in CURES if select(rows, name, 0.0)]
@@ -71,11 +83,11 @@ def report(rows: list[dict], out: Path) -> str:
     if loop := select(rows, LOOP, LOOP_KL):
         ends = {s: r["gold"] for s, r in loop.items()}
         same = {s: r["gold"] for s, r in select(rows, MORE, LOOP_KL, LOOP).items()}
-        text = "After as many policy steps, judging and retraining against the same "
-        text += f"number of additional pairs of random answers: {difference(ends, same)} ratings."
+        text = "Gold after 240 policy steps, judging and retraining (5 700 comparisons asked) "
+        text += f"minus 5 700 additional pairs of random answers: {difference(ends, same)} ratings."
         parts += [text, gain_table(loop)]
     header = ["KL penalty 0.1", "gold", "against none", "KL", "accuracy of the reward models"]
-    parts.append(lab.table(header, penalty_rows(rows)))
+    parts += [lab.table(header, penalty_rows(rows)), CURES_EXPLAINED]
     parts.append(lab.table(["the penalty alone", "gold", "KL"], alone_rows(rows)))
     draw(rows, names, out / "cures.png")
     parts.append("![Gold against KL, by cure](figures/cures.png)")
@@ -105,7 +117,9 @@ def equal_kl_table(rows: list[dict], names: list[str]) -> str:
         cells.append(lab.shown([max(g for _, g in r["curve"]) for r in results.values()]))
         cells.append(lab.shown([r["gold"] for r in results.values()]))
         lines.append([name, *cells])
-    return lab.table(header, lines)
+    text = "Gold at a KL: where a run first reaches it, on straight lines in √KL between its "
+    text += "evaluations. Highest of all points: the highest evaluation of a run. Last: at its end."
+    return lab.table(header, lines) + "\n\n" + text
 
 
 def penalty_rows(rows: list[dict]) -> list[list[str]]:
@@ -153,12 +167,12 @@ def loop_table(rows: list[dict]) -> str:
 
 
 def gain_table(loop: dict[int, dict]) -> str:
-    """What the reward model of each round promises its policy, and what gold gains."""
+    """What the reward model of each round predicts for its policy, and what gold gains."""
     rows = []
     for n in range(1, ROUNDS + 1):
-        promised = [result["predicted"][n] for result in loop.values()]
+        predicted = [result["predicted"][n] for result in loop.values()]
         gained = [result["curve"][n][1] - result["curve"][n - 1][1] for result in loop.values()]
-        rows.append([str(n), lab.shown(promised), lab.shown(gained)])
+        rows.append([str(n), lab.shown(predicted), lab.shown(gained)])
     text = "Predicted: the rise of the learned reward on held-out questions in this round, "
     text += "divided by its standard deviation over the start model's answers, times the standard "
     text += "deviation of their gold ratings."

@@ -174,7 +174,7 @@ def shown(values: list[float], digits: int = 2) -> str:
     """ "mean [low, high]" of `mean_interval`, for a table; of two values their range instead."""
     if len(values) < 2:
         return f"{values[0]:.{digits}f} (1 seed)" if values else "–"
-    if len(values) == 2:  # Student's t of two would be six times as wide as their range
+    if len(values) == 2:  # Student's t of two is 13 times as wide as their range
         low, high = sorted(values)
         return f"{fmean(values):.{digits}f} ({low:.{digits}f}, {high:.{digits}f})"
     mean, low, high = mean_interval(values)

@@ -130,9 +130,9 @@ def section(results: dict, name: str) -> str:
         )
     caught = [result["guard"] for result in own if result["guard"]]
     if caught:
-        lines.append(f"**Guard**, in the first step: “{caught[0]}”")
+        lines.append(f"**Alignment check**, in the first step: “{caught[0]}”")
     else:
-        lines.append("**Guard**: the alignment check finds nothing.")
+        lines.append("**Alignment check**: it finds nothing.")
     level, sentence = own[0]["diagnosis"]
     lines.append(f"**The report says** (seed 0): {level}. {sentence}")
     return code + "\n\n" + "\n\n".join(lines)

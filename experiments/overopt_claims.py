@@ -69,7 +69,7 @@ def straight_lines(grid: tables.Cells) -> list[list[str]]:
     }
     holds = "yes" if min(explained.values()) > 0.9 else "open"
     shown = "; ".join(f"{name} {r:.2f}" for name, r in explained.items())
-    numbers = f"R²: {shown}; with five sizes a coefficient without a slope has 0.25 on average"
+    numbers = f"R²: {shown}; one that does not depend on the size would have 0.25 on average"
     return [["coefficients are straight lines in log parameters", holds, numbers]]
 
 

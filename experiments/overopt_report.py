@@ -39,7 +39,7 @@ def label(name: tuple) -> list[str]:
     return [str(name[0]), str(name[1]), name[2], f"{name[3]:g}"]
 
 
-CELL = ["hidden", "pairs", "labels", "β of KL"]
+CELL = ["hidden", "pairs", "labels", "KL weight"]
 
 
 def grid_table(cells: tables.Cells) -> str:
@@ -54,10 +54,11 @@ def grid_table(cells: tables.Cells) -> str:
         cellwise = [accuracy, [b for b in best if b is not None], ends["gold"], fall]
         cellwise += [ends["score"], ends["kl"]]
         rows.append(label(name) + [lab.shown(values) for values in cellwise])
-    head = ["accuracy", "best of n at 2 nats", "RL end: gold", "its fall", "reward", "KL"]
+    head = ["accuracy", "best of n at 2 nats", "RL end: gold", "fall", "reward", "KL"]
     text = "Accuracy: share of pairs of the start model's answers that the reward model orders as "
     text += "the gold rating does. Fall: gold at the best step of the other seeds minus gold at "
-    text += "the end."
+    text += "the end. Reward: the learned one at the end. Labels: gold, pairs ordered by the true "
+    text += "rating; noisy, by the zoo's annotators."
     return lab.table(CELL + head, rows) + "\n\n" + text
 
 
@@ -125,10 +126,11 @@ def frontier_table(cells: tables.Cells) -> str:
             values = [best, tilt, regret, *reached]
             rows.append([str(pairs), f"{kl:g}", *map(lab.shown, values)])
     head = ["pairs", "KL", "best gold", "best for the learned reward", "regret", "best of n", "RL"]
-    text = "Best gold: π ∝ π_ref·exp(gold/β) on the start model's samples, the most gold of any "
-    text += "policy at this KL. Best for the learned reward: the same with it; regret: best "
-    text += "gold minus it. Best of n is placed at the KL counted from its samples; it has other "
-    text += "held-out prompts than RL. Means over all sizes."
+    text = """\
+Best gold: of the policy π ∝ π_ref·exp(gold/β) on the start model's samples, the highest possible at
+this KL. Best for the learned reward: gold of the policy π ∝ π_ref·exp(learned reward/β). Regret:
+the first minus the second. Best of n is placed at the KL counted from its samples; it has other
+held-out prompts than RL. Means over all sizes."""
     return lab.table(head, rows) + "\n\n" + text
 
 
@@ -160,21 +162,17 @@ def cause_table(cells: tables.Cells) -> str:
             lambda r, n=name: r["rl"]["marked"]["end"][n] - r["rl"]["marked"]["best"][n],
         )
     head = ["cause", "in the training data", *marks, "end minus best"]
-    text = (
-        "Points of quality lost per answer, mean over the grid; the start, the best and the last "
-    )
-    text += "point of each run. Of the fall of gold from the best point to the end, answers with a "
-    text += f"kind of text that the training data never had ({', '.join(UNSEEN)}) add "
-    text += f"{lab.shown(shares['short_unseen'])} rating points, other answers "
-    text += f"{lab.shown(shares['short_seen'])}. The first is extremal Goodhart; the second, "
-    text += (
-        "regressional: a reward model that is wrong about texts it knows. The best point is the "
-    )
-    text += (
-        "highest of noisy ones, so the fall is somewhat too large. An answer with both kinds of "
-    )
-    text += "text counts as the first. Ratings end at 1, so many points of quality can be lost for "
-    text += "few rating points."
+    text = f"""\
+Points of quality lost per answer, mean over the grid; the start, the best and the last point of
+each run. Of the fall of gold from the best point to the end, answers with a kind of text that the
+training data never had ({", ".join(UNSEEN)}) add {lab.shown(shares["short_unseen"])} rating points,
+other answers {lab.shown(shares["short_seen"])}. The first is extremal Goodhart; the second,
+regressional: a reward model that is wrong about texts it knows. The best point is the highest of
+noisy ones, so the fall is somewhat too large. An answer with both kinds of text counts as the
+first. Ratings end at 1, so many points of quality can be lost for few rating points. Unknown: a
+sentence that the zoo does not have; repeated: a fact or sentence again; misplaced: an opening or
+closing in a wrong place, or small talk again; no manners: no opening or closing; unfinished: cut
+inside a sentence."""
     return lab.table(head, rows) + "\n\n" + text
 
 
@@ -191,11 +189,12 @@ def stop_table(cells: tables.Cells) -> str:
             shown = [lab.shown(stopped), lab.shown(step, 0), lab.shown(lost), lab.shown(never)]
             rows.append([str(pairs), name, *shown])
     head = ["pairs", "rule", "share stopped", "step", "gold lost", "gold lost by the full run"]
-    text = (
-        "Diagnosis: the report's verdict of hacking on the training curve so far, which needs the "
-    )
-    text += "gold rating. Signs of collapse: the report's, which do not. Gold lost: gold "
-    text += "at the best step of the other seeds minus gold at the stop."
+    text = """\
+Diagnosis: stop at the first step where the report says *hacking*, which needs gold. Signs of
+collapse: stop at the first step where 90 % of the pairs of answers to a prompt are equal, less than
+5 % of answers end, or KL is above 10 nats, which needs no gold. Share stopped: of the runs; step:
+where these stopped, of 50, on average. Gold lost: gold at the best step of the other seeds minus
+gold at the stop, or at the end."""
     return lab.table(head, rows) + "\n\n" + text
 
 

@@ -78,7 +78,8 @@ def aim_table(found: dict) -> str:
     """The aim of the study, variant by variant."""
     header = ["loss", "aim reached?", f"calibration error ≤ {CALIBRATION_AIM}"]
     header += [f"distance ≤ {DISTANCE_AIM} × strict's", "accuracy minus half's"]
-    return table(header, aim_rows(found))
+    text = "Distance: the loss's divided by that of *strict* with the same seed."
+    return table(header, aim_rows(found)) + "\n\n" + text
 
 
 def claim_table(found: dict) -> str:

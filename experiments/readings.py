@@ -105,7 +105,12 @@ def claims_of(found: dict) -> list[tuple[str, list[float], str]]:
 COLUMNS = (
     "Gold: mean true rating of answers to 256 held-out questions after 80 steps with a KL weight "
     "of 0.1. All rewards are standardised by the start model's answers, so the KL weight means the "
-    "same for every reading; a weight also changes the size of the steps. KL: to the start model."
+    "same for every reading; a weight also changes the size of the steps. KL: to the start model. "
+    "Reading (`--reading`): how the head's output becomes a reward. Mean: the scalar, or the "
+    "expected rating; entropic b: a pessimistic rating, lower for uncertain answers; win: the "
+    "probability of winning against the start model's answer. Weight (`--weight`): uncertain "
+    "answers count less in the gradient. Tokens: mean length; finished: share of answers with an "
+    "end token."
 )
 
 
