@@ -22,6 +22,7 @@ TASKS = {  # name → (seeds, settings of train_rm.py)
     "hh_helpful, scalar, lr 1e-5": (3, HH | {"lr": 1e-5}),
     "ultrafeedback, scalar": (3, ratings_real.TRAIN),
 }
+CLAIMS = {"accuracy": "accuracy", "loss": "loss", "gold": "gold of a policy"}
 COLUMNS = {"accuracy": 3, "loss": 3, "calibration_error": 3, "gold": 2}
 
 
@@ -87,11 +88,13 @@ def report(rows: list[dict], out: Path) -> str:
     verdicts = []
     for task, std in found:
         zero = found.get((task, 0.0), {})
-        for name, what in (("accuracy", "accuracy"), ("gold", "gold of a policy")):
-            difference = paired(found[task, std], zero, name)
-            if std and difference:
-                claim = f"{task}: std {std:g} is better than 0 in {what}"
-                verdicts.append(claim_row(claim, difference, f"{std:g} minus 0"))
+        for name, what in CLAIMS.items():
+            gain = paired(found[task, std], zero, name)
+            if std and gain:
+                claim, order = f"{task}: std {std:g} is better than 0 in {what}", f"{std:g} minus 0"
+                if name == "loss":  # smaller is better
+                    gain, order = [-one for one in gain], f"0 minus {std:g}"
+                verdicts.append(claim_row(claim, gain, order))
     return "\n\n".join([lab.table(header, lines), lab.table(HEADER, verdicts)])
 
 

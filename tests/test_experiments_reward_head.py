@@ -19,7 +19,7 @@ def test_the_report_compares_with_zero_by_seed(tmp_path):
         better = 0.02 if one["train"]["head_std"] == 0.1 else -0.02
         better = 0 if one["train"]["head_std"] == 0 else better
         accuracy = level + better + rng.gauss(0, 0.001)
-        result = {"accuracy": accuracy, "loss": 0.6, "calibration_error": 0.05}
+        result = {"accuracy": accuracy, "loss": level - better, "calibration_error": 0.05}
         result |= {"train": 100, "held_out": 50}
         if one["task"] == "zoo, scalar":
             result["gold"] = 8 + level + better * 10 + rng.gauss(0, 0.01)
@@ -29,6 +29,8 @@ def test_the_report_compares_with_zero_by_seed(tmp_path):
     for task in reward_head.TASKS:
         assert "| yes |" in verdicts[f"{task}: std 0.1 is better than 0 in accuracy"]
         assert "| **refuted** |" in verdicts[f"{task}: std 0.02 is better than 0 in accuracy"]
+        assert "| yes |" in verdicts[f"{task}: std 0.1 is better than 0 in loss"]
+        assert "| **refuted** |" in verdicts[f"{task}: std 0.02 is better than 0 in loss"]
     assert "| yes |" in verdicts["zoo, scalar: std 0.1 is better than 0 in gold of a policy"]
     assert len([line for line in verdicts if "gold" in line and "better" in line]) == 2
     assert reward_head.report(rows[:1], tmp_path) and reward_head.report([], tmp_path)
