@@ -118,7 +118,7 @@ def check(config: Config) -> None:
 def initial_state(config: Config, policy, state: dict) -> tuple:
     """Optimiser, random generator and baseline; restored, like the policy, from a checkpoint."""
     start = evaluation.mean_total_reward(config, state["before"], state["reward_scale"])
-    optimiser = MasterAdamW(policy)
+    optimiser = MasterAdamW(policy)  # betas (0.9, 0.95), no weight decay
     generator = torch.Generator(policy.device).manual_seed(config.seed)
     baseline = {
         "moving-average": baselines.MovingAverage(start),

@@ -154,11 +154,11 @@ def train(config: Config, model, pairs, held_out, steps: int, log, checkpoint: d
 
     pairs, held_out: EncodedPair; checkpoint: of a resumed run, else {"step": 0}.
     """
-    optimiser, first = MasterAdamW(model, config.weight_decay), checkpoint["step"]
+    optimiser = MasterAdamW(model, config.weight_decay)  # betas (0.9, 0.95)
+    first, tie, evaluated = checkpoint["step"], TIES[config.tie], None
     if "model" in checkpoint:
         states = checkpoint.pop("model"), checkpoint.pop("optimiser")  # not kept in memory
         checkpoints.restore_weights(model, optimiser, *states)
-    tie, evaluated = TIES[config.tie], None
     for step in (bar := tqdm(range(first, steps), "reward model", steps, initial=first)):
         clock = Clock()
         order = batch_indices(len(pairs), config.batch_size, step, config.seed, partial=True)
