@@ -114,7 +114,9 @@ def kl_table(points: dict) -> str:
     for method, name in NAMES.items():
         at = [[*gold_at(points, method, kl).values()] for kl in (1, 2, 4)]
         if method in points:
-            cells = [f"{plain(v, 2)}, {len(v)} seed{'s'[: len(v) - 1]}" if v else "–" for v in at]
+            seeds = [f"{len(v)} seed" if len(v) == 1 else f"{len(v)} seeds" for v in at]
+            both = zip(at, seeds, strict=True)
+            cells = [f"{plain(v, 2)}, {count}" if v else "–" for v, count in both]
             lines.append([name, *cells])
     return table(["method", *(f"gold at KL = {kl}" for kl in (1, 2, 4))], lines)
 

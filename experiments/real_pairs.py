@@ -42,14 +42,17 @@ def shared() -> Path:
     return Path(os.environ.get("RLHF_MIN_SHARED", "../shared"))
 
 
-def fitting_pairs(pairs: int) -> Path:
-    """The folder of train.jsonl and test.jsonl: the pairs that fit (`pairs` at most, 0: all)."""
+def fitting_pairs(pairs: int, real: Path) -> Path:
+    """The folder of train.jsonl and test.jsonl: the pairs that fit (`pairs` at most, 0: all).
+
+    real: the folder with `data` and `models`.
+    """
 
     def build(folder: Path) -> None:
-        tokenizer = loading.load_tokenizer(shared() / "models/tinystories-chat-3m")
+        tokenizer = loading.load_tokenizer(real / "models/tinystories-chat-3m")
         folder.mkdir(parents=True)
         for split in ("train", "test"):
-            with gzip.open(shared() / f"data/hh_helpful/{split}.jsonl.gz", "rt", "utf-8") as file:
+            with gzip.open(real / f"data/hh_helpful/{split}.jsonl.gz", "rt", "utf-8") as file:
                 rows = [json.loads(line) for line in file]
             rows = [row for row in rows if fits(tokenizer, row)]
             text = "".join(json.dumps(row) + "\n" for row in rows[: pairs or None])
@@ -68,7 +71,8 @@ def fits(tokenizer, row: dict) -> bool:
 
 def run(settings: dict) -> dict:
     """Held-out accuracy of one side, and its numbers of training and held-out pairs."""
-    data, model = fitting_pairs(settings["pairs"]), shared() / "models/tinystories-chat-3m"
+    data = fitting_pairs(settings["pairs"], shared())
+    model = shared() / "models/tinystories-chat-3m"
     files = [str(data / f"{split}.jsonl") for split in ("train", "test")]
     if settings["side"] == "ours":
         with tempfile.TemporaryDirectory(dir=zoo_runs.lab()) as out:

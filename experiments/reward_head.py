@@ -2,11 +2,10 @@
 
     RLHF_MIN_REAL=FOLDER python -m experiments.reward_head     # 5 tasks, 3 values, 3 to 5 seeds
 
-transformers and TRL draw them with std 0.02; Stiennon et al. (2020, app. B.1) with 1/√(d + 1),
+transformers and TRL draw them with std 0.02; Stiennon et al. (2020, appendix B) with 1/√(d + 1),
 which is 0.09 to 0.1 for the models here.  FOLDER: as in experiments/ratings_real.py.
 """
 
-import os
 from pathlib import Path
 
 from experiments import lab, ratings_real, real_pairs, zoo_runs
@@ -48,8 +47,7 @@ def run(settings: dict) -> dict:
         real = ratings_real.folder()
         start = real / "models/tinystories-chat-3m"
         if task.startswith("hh"):
-            os.environ["RLHF_MIN_SHARED"] = str(real)
-            data = real_pairs.fitting_pairs(0)
+            data = real_pairs.fitting_pairs(0, real)
             train |= {"data": [f"{data}/train.jsonl"], "eval_data": [f"{data}/test.jsonl"]}
         else:
             files = [f"{real}/data/ultrafeedback/{n}.jsonl.gz" for n in ratings_real.FILES]

@@ -37,7 +37,11 @@ def test_only_whole_pairs_are_used_and_a_tiny_run_learns_from_them(tmp_path, mon
     result = real_pairs.run(settings)
     assert (result["train"], result["test"]) == (32, 32)
     assert 0 <= result["accuracy"] <= 1
-    used = (real_pairs.fitting_pairs(32) / "test.jsonl").read_text("utf-8").splitlines()
+    used = (
+        (real_pairs.fitting_pairs(32, real_pairs.shared()) / "test.jsonl")
+        .read_text("utf-8")
+        .splitlines()
+    )
     assert [json.loads(line) for line in used] == [rows[0], *rows[3:34]]
 
 
