@@ -52,6 +52,7 @@ class Config:
     lora_alpha: float = option(16.0, "scales adapters by alpha / rank", above=0)
     warm_up: float = option(0.05, "steps of rising learning rate (below 1: a share)", at_least=0)
     weight_decay: float = option(0.01, "AdamW weight decay", at_least=0, at_most=1)
+    adam_beta2: float = option(0.95, "AdamW: decay of mean squared gradients", at_least=0, below=1)
     max_grad_norm: float = option(1.0, "larger gradients are scaled down to this norm", above=0)
     gradient_checkpointing: bool = option(False, "less memory, about a third more time")
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = option("float32", "of the model")
@@ -154,7 +155,7 @@ def train(config: Config, model, pairs, held_out, steps: int, log, checkpoint: d
 
     pairs, held_out: EncodedPair; checkpoint: of a resumed run, else {"step": 0}.
     """
-    optimiser = MasterAdamW(model, config.weight_decay)  # betas (0.9, 0.95)
+    optimiser = MasterAdamW(model, config.weight_decay, betas=(0.9, config.adam_beta2))
     first, tie, evaluated = checkpoint["step"], TIES[config.tie], None
     if "model" in checkpoint:
         states = checkpoint.pop("model"), checkpoint.pop("optimiser")  # not kept in memory
@@ -164,8 +165,7 @@ def train(config: Config, model, pairs, held_out, steps: int, log, checkpoint: d
         order = batch_indices(len(pairs), config.batch_size, step, config.seed, partial=True)
         batch = [pairs[i] for i in order]  # N pairs
         prompts, answers = [pair.prompt for pair in batch], [pair.answers for pair in batch]
-        texts = [pair.pair.prompt for pair in batch]
-        log.under_way |= {"place": f"step {step + 1}", "prompts": texts}  # for error messages
+        log.under_way |= {"place": f"step {step + 1}", "prompts": [p.pair.prompt for p in batch]}
         loss_sum = wins_sum = step_mean = 0.0
         if config.batch_sum:  # needs the rewards of the whole step: one more forward pass
             step_mean = reward_model.all_outputs(model, prompts, answers).sum().item() / len(batch)

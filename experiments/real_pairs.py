@@ -1,4 +1,4 @@
-"""Study: accuracy on human preferences, this project's train_rm.py and TRL on the same pairs.
+"""Study: accuracy on human preferences of train_rm.py and of TRL's RewardTrainer, same pairs.
 
     python -m experiments.real_pairs --peer-python .venv-peers/bin/python [--shared ../shared]
 
@@ -17,21 +17,31 @@ from pathlib import Path
 
 import train_rm
 from experiments import lab, zoo_runs
-from experiments.claims import HEADER, claim_row, paired
+from experiments.claims import HEADER, claim_row, paired, values
 from rlhf_min.models import loading
 from rlhf_min.models.tokens import encode_answer, encode_prompt
 
-SIDES = {"ours": "train_rm.py", "trl": "TRL 1.16, RewardTrainer"}
+SIDES = {
+    "ours": "train_rm.py",
+    "matched": "train_rm.py, TRL's other settings",
+    "trl": "TRL 1.16, RewardTrainer",
+}
+# What TRL's defaults are and ours are not: Adam's second beta, the head's first weights, and no
+# weight decay, no centring penalty, no warm-up.
+TRL_SETTINGS = {"adam_beta2": 0.999, "head_std": 0.02}
+TRL_SETTINGS |= {"weight_decay": 0.0, "centring": 0.0, "warm_up": 0.0}
+LEARNING_RATES = (1e-4, 1e-5)  # the default of TRL's RewardTrainer; of the recipes here
 MAX_TOKENS, LONGEST_PROMPT = 250, 700  # TRL's script keeps 700 characters of a prompt
 
 
 def settings(quick: bool) -> list[dict]:
     """One run per seed and side; quick: this project's side only, 32 pairs."""
     pairs = 32 if quick else 0  # 0: all
-    common = {"lr": 1e-4, "batch_size": 4, "epochs": 1, "pairs": pairs}
-    sides = ["ours"] if quick else SIDES
+    common = {"batch_size": 4, "epochs": 1, "pairs": pairs}
+    sides, rates = (["ours"], [1e-4]) if quick else (SIDES, LEARNING_RATES)
     return [
-        {"seed": seed, "side": side, **common}
+        {"seed": seed, "side": side, "lr": lr, **common}
+        for lr in rates
         for seed in range(1 if quick else 5)
         for side in sides
     ]
@@ -74,12 +84,13 @@ def run(settings: dict) -> dict:
     data = fitting_pairs(settings["pairs"], shared())
     model = shared() / "models/tinystories-chat-3m"
     files = [str(data / f"{split}.jsonl") for split in ("train", "test")]
-    if settings["side"] == "ours":
+    if settings["side"] != "trl":
+        other = TRL_SETTINGS if settings["side"] == "matched" else {}
         with tempfile.TemporaryDirectory(dir=zoo_runs.lab()) as out:
             summary = train_rm.main(
                 train_rm.Config(
                     model=str(model), data=files[:1], eval_data=files[1:], max_length=256, out=out,
-                    micro_batch=2, save_every=10**6, overwrite=True,
+                    micro_batch=2, save_every=10**6, overwrite=True, **other,
                     **{name: settings[name] for name in ("seed", "lr", "batch_size", "epochs")},
                 )
             )  # fmt: skip
@@ -98,28 +109,30 @@ def run(settings: dict) -> dict:
 
 
 def report(rows: list[dict], out: Path) -> str:
-    """The Markdown section from the rows at hand."""
-    by_side = {side: {} for side in SIDES}
+    """The Markdown section from the rows at hand: a line per learning rate and side, and claims."""
+    found: dict[tuple[float, str], dict[int, dict]] = {}
     for row in rows:
-        by_side[row["settings"]["side"]][row["settings"]["seed"]] = row["result"]
-    accuracy = {s: {n: one["accuracy"] for n, one in r.items()} for s, r in by_side.items()}
-    lines = []
-    for side, results in by_side.items():
-        pairs = {f"{one['train']}, {one['test']}" for one in results.values()}
-        shown = lab.shown([*accuracy[side].values()], 3)
-        lines.append([SIDES[side], shown, "; ".join(sorted(pairs)) or "–", str(len(results))])
-    header = ["hh_helpful", "held-out accuracy", "pairs: training, held-out", "seeds"]
-    difference = paired(accuracy["ours"], accuracy["trl"])
-    verdicts = [
-        claim_row("ours above TRL", difference, "ours minus TRL"),
-        claim_row("TRL above ours", [-d for d in difference], "TRL minus ours"),
-    ]
+        own = row["settings"]
+        found.setdefault((own["lr"], own["side"]), {})[own["seed"]] = row["result"]
+    lines, verdicts = [], []
+    for lr in LEARNING_RATES:
+        by_side = {side: found.get((lr, side), {}) for side in SIDES}
+        for side, results in by_side.items():
+            pairs = sorted({f"{one['train']}, {one['test']}" for one in results.values()})
+            shown = lab.shown(values(results, "accuracy"), 3)
+            cells = [shown, "; ".join(pairs) or "–", str(len(results))]
+            lines.append([f"{lr:g}", SIDES[side], *cells])
+        for side, name in (("ours", "our settings"), ("matched", "TRL's settings")):
+            difference = paired(by_side["trl"], by_side[side], "accuracy")
+            claim = f"learning rate {lr:g}, {name}: TRL is more accurate"
+            verdicts.append(claim_row(claim, difference, "TRL minus ours"))
+    header = ["learning rate", "hh_helpful", "held-out accuracy", "pairs: training, held-out"]
     return "\n\n".join(
         [
-            lab.table(header, lines),
-            "The interval is over seeds, which change the order of the pairs and, in TRL, the "
-            "head's first weights; the held-out pairs are the same, so it does not say how well "
-            "the accuracy is known for other pairs.",
+            lab.table([*header, "seeds"], lines),
+            "The interval is over seeds, which change the order of the pairs and the head's first "
+            "weights; the held-out pairs are the same, so it does not say how well the accuracy is "
+            "known for other pairs.",
             lab.table(HEADER, verdicts),
         ]
     )

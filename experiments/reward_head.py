@@ -27,13 +27,18 @@ COLUMNS = {"accuracy": 3, "loss": 3, "calibration_error": 3, "gold": 2}
 
 def settings(quick: bool) -> list[dict]:
     """Every task with every std for every seed (quick: tiny runs in the zoo)."""
+    return settings_of("head_std", STDS, quick)
+
+
+def settings_of(name: str, tried: tuple, quick: bool) -> list[dict]:
+    """Every task with each of the `tried` values of a setting of train_rm.py, for every seed."""
     small = {"limit": 64, "max_steps": 2} if quick else {}
-    tasks = {name: task for name, task in TASKS.items() if not quick or name == "zoo, scalar"}
+    tasks = {task: own for task, own in TASKS.items() if not quick or task == "zoo, scalar"}
     return [
-        {"seed": seed, "task": name, "train": train | small | {"head_std": std}, "quick": quick}
-        for name, (seeds, train) in tasks.items()
+        {"seed": seed, "task": task, "train": train | small | {name: value}, "quick": quick}
+        for task, (seeds, train) in tasks.items()
         for seed in range(1 if quick else seeds)
-        for std in STDS
+        for value in tried
     ]
 
 
@@ -63,35 +68,43 @@ def run(settings: dict) -> dict:
     return rounded(result)
 
 
-def by_task(rows: list[dict]) -> dict[tuple[str, float], dict[int, dict]]:
-    """Results by (task, std of the head) and seed."""
+def report(rows: list[dict], out: Path) -> str:
+    """The section of the study: one line per task and std, and claims."""
+    return report_of(rows, "head_std", "std", 0.0)
+
+
+def by_task(rows: list[dict], name: str) -> dict[tuple[str, float], dict[int, dict]]:
+    """Results by (task, value of the setting) and seed."""
     found: dict[tuple[str, float], dict[int, dict]] = {}
     for row in rows:
         one = row["settings"]
-        key = one["task"], one["train"]["head_std"]
-        found.setdefault(key, {})[one["seed"]] = row["result"]
+        found.setdefault((one["task"], one["train"][name]), {})[one["seed"]] = row["result"]
     return found
 
 
-def report(rows: list[dict], out: Path) -> str:
-    """The section of the study: one line per task and std, and claims."""
-    found = by_task(rows)
+def report_of(rows: list[dict], name: str, label: str, base: float) -> str:
+    """One line per task and value of a setting, and claims: is a value better than `base`?
+
+    label: the setting's name in the tables.
+    """
+    found = by_task(rows, name)
     lines = []
-    for (task, std), own in found.items():
-        cells = [plain(values(own, name), digits) for name, digits in COLUMNS.items()]
+    for (task, value), own in found.items():
+        cells = [plain(values(own, measure), digits) for measure, digits in COLUMNS.items()]
         counts = sorted({f"{one['train']}, {one['held_out']}" for one in own.values()})
-        lines.append([task, "; ".join(counts), f"{std:g}", str(len(own)), *cells])
-    header = ["data, head", "pairs: training, held-out", "std", "seeds", "accuracy", "loss"]
+        lines.append([task, "; ".join(counts), f"{value:g}", str(len(own)), *cells])
+    header = ["data, head", "pairs: training, held-out", label, "seeds", "accuracy", "loss"]
     header += ["calibration error", "gold of a policy"]
     verdicts = []
-    for task, std in found:
-        zero = found.get((task, 0.0), {})
-        for name, what in CLAIMS.items():
-            gain = paired(found[task, std], zero, name)
-            if std and gain:
-                claim, order = f"{task}: std {std:g} is better than 0 in {what}", f"{std:g} minus 0"
-                if name == "loss":  # smaller is better
-                    gain, order = [-one for one in gain], f"0 minus {std:g}"
+    for task, value in found:
+        usual = found.get((task, base), {})
+        for measure, what in CLAIMS.items():
+            gain = paired(found[task, value], usual, measure)
+            if value != base and gain:
+                claim = f"{task}: {label} {value:g} is better than {base:g} in {what}"
+                order = f"{value:g} minus {base:g}"
+                if measure == "loss":  # smaller is better
+                    gain, order = [-one for one in gain], f"{base:g} minus {value:g}"
                 verdicts.append(claim_row(claim, gain, order))
     return "\n\n".join([lab.table(header, lines), lab.table(HEADER, verdicts)])
 

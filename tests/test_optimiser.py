@@ -49,10 +49,11 @@ def test_trap_17_plain_bfloat16_weights_do_not_move():
     assert (module.weight == 1).all()
 
 
-def test_a_float32_model_gets_exactly_adamw():
+@pytest.mark.parametrize("betas", [None, (0.9, 0.999)])
+def test_a_float32_model_gets_exactly_adamw(betas):
     ours, theirs = layer(torch.float32), layer(torch.float32)
-    optimiser = MasterAdamW(ours, weight_decay=0.1)
-    adam = torch.optim.AdamW(theirs.parameters(), weight_decay=0.1, betas=(0.9, 0.95))
+    optimiser = MasterAdamW(ours, weight_decay=0.1, **({"betas": betas} if betas else {}))
+    adam = torch.optim.AdamW(theirs.parameters(), weight_decay=0.1, betas=betas or (0.9, 0.95))
     torch.manual_seed(1)
     for step in range(20):
         x = torch.randn(2, 4)

@@ -171,6 +171,7 @@ BOUNDS = {  # written by hand from the meaning of each flag; {}: no limit of its
         "lora_alpha": {"above": 0},
         "warm_up": {"at_least": 0},
         "weight_decay": {"at_least": 0, "at_most": 1},
+        "adam_beta2": {"at_least": 0, "below": 1},
         "max_grad_norm": {"above": 0},
         "seed": {"at_least": 0},
         "eval_every": {"at_least": 1},

@@ -40,11 +40,11 @@ class MasterAdamW:
     sends them to all.
     """
 
-    def __init__(self, model, weight_decay: float = 0.0):
+    def __init__(self, model, weight_decay: float = 0.0, betas: tuple = (0.9, 0.95)):
         self.weights = [p for p in model.parameters() if p.requires_grad]
         self.gradients: dict[int, Tensor] = {}  # by the weight's index
         self.parts: list[Part] = []
-        settings = {"betas": (0.9, 0.95), "weight_decay": weight_decay, "fused": True}
+        settings = {"betas": betas, "weight_decay": weight_decay, "fused": True}
         load = [0] * ranks.size()  # numbers that each rank owns
         for index, weight in enumerate(self.weights):
             weight.data = weight.data.contiguous()  # `pieces` of another order would be copies

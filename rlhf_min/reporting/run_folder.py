@@ -123,7 +123,7 @@ class RunLog:
         self.id = before.get("id") or secrets.token_hex(8)
         self.stop_requested, self.logged = False, 0
         self.warned: set[str] = set()  # signs of collapse that have been said
-        self.under_way: dict = {}  # what `naming` names: the place of a step, its prompts
+        self.under_way: dict = {}  # for error messages (`naming`): a step's place and prompts
         state = state or {}
         if "random" in state:
             checkpoints.restore_random_states(state["random"])
