@@ -4,12 +4,18 @@
 
 The pairs of hh_helpful with at most 250 tokens in prompt and answer, so that neither side drops or
 cuts any.  TRL runs in its own environment (../shared/peers/README.md), by trl_reward_data.py.
+
+A prompt of hh_helpful is a text: "Human: … Assistant: … Human: … Assistant:".  train_rm.py makes
+one user message of it and puts it in the model's chat template; TRL takes text as it is and uses
+the template only for messages.  So two more sides: TRL with the messages that train_rm.py makes,
+and train_rm.py with one message per turn of the dialogue.
 """
 
 import argparse
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,10 +27,20 @@ from experiments.claims import HEADER, claim_row, paired, values
 from rlhf_min.models import loading
 from rlhf_min.models.tokens import encode_answer, encode_prompt
 
-SIDES = {
-    "ours": "train_rm.py",
-    "matched": "train_rm.py, TRL's other settings",
-    "trl": "TRL 1.16, RewardTrainer",
+SIDES = {  # side → name, form of the prompts
+    "ours": ("train_rm.py", "one message"),
+    "matched": ("train_rm.py, TRL's other settings", "one message"),
+    "trl_message": ("TRL 1.16, RewardTrainer", "one message"),
+    "trl": ("TRL 1.16, RewardTrainer", "text without a template"),
+    "ours_turns": ("train_rm.py", "a message per turn"),
+}
+COMPARED = {  # claim → (better side, other side)
+    "TRL on text is more accurate than train_rm.py": ("trl", "ours"),
+    "TRL on the same messages is more accurate than train_rm.py": ("trl_message", "ours"),
+    "… than train_rm.py with TRL's other settings": ("trl_message", "matched"),
+    "TRL: text is better than one message": ("trl", "trl_message"),
+    "train_rm.py: TRL's other settings are better": ("matched", "ours"),
+    "train_rm.py: a message per turn is better than one": ("ours_turns", "ours"),
 }
 # What TRL's defaults are and ours are not: Adam's second beta, the head's first weights, and no
 # weight decay, no centring penalty, no warm-up.
@@ -79,12 +95,41 @@ def fits(tokenizer, row: dict) -> bool:
     return length <= MAX_TOKENS and len(row["prompt"]) <= LONGEST_PROMPT
 
 
+def messages(row: dict, per_turn: bool) -> dict:
+    """A pair as chat messages: the prompt one user message, or one per turn of its dialogue."""
+    prompt = [{"role": "user", "content": row["prompt"]}]
+    if per_turn:
+        # "Human: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:": the last turn is the answer's
+        _, *parts = re.split(r"(?:^|\n\n)(Human|Assistant):", row["prompt"])
+        roles = [{"Human": "user", "Assistant": "assistant"}[name] for name in parts[::2]]
+        turns = zip(roles, parts[1::2], strict=True)
+        prompt = [{"role": role, "content": text.strip()} for role, text in turns][:-1]
+    answers = {a: [{"role": "assistant", "content": row[a]}] for a in ("chosen", "rejected")}
+    return {"prompt": prompt, **answers}
+
+
+def in_form(data: Path, form: str) -> Path:
+    """The folder of the same pairs in a form of SIDES; `data` itself holds texts."""
+    if form != "message" and form != "turns":
+        return data
+
+    def build(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        for split in ("train", "test"):
+            lines = (data / f"{split}.jsonl").read_text("utf-8").splitlines()
+            rows = [messages(json.loads(line), form == "turns") for line in lines]
+            (folder / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+    return zoo_runs.built("real-pairs", {"of": data.name, "form": form}, build)
+
+
 def run(settings: dict) -> dict:
     """Held-out accuracy of one side, and its numbers of training and held-out pairs."""
     data = fitting_pairs(settings["pairs"], shared())
+    data = in_form(data, settings["side"].partition("_")[2])
     model = shared() / "models/tinystories-chat-3m"
     files = [str(data / f"{split}.jsonl") for split in ("train", "test")]
-    if settings["side"] != "trl":
+    if not settings["side"].startswith("trl"):
         other = TRL_SETTINGS if settings["side"] == "matched" else {}
         with tempfile.TemporaryDirectory(dir=zoo_runs.lab()) as out:
             summary = train_rm.main(
@@ -121,19 +166,19 @@ def report(rows: list[dict], out: Path) -> str:
             pairs = sorted({f"{one['train']}, {one['test']}" for one in results.values()})
             shown = lab.shown(values(results, "accuracy"), 3)
             cells = [shown, "; ".join(pairs) or "–", str(len(results))]
-            lines.append([f"{lr:g}", SIDES[side], *cells])
-        for side, name in (("ours", "our settings"), ("matched", "TRL's settings")):
-            difference = paired(by_side["trl"], by_side[side], "accuracy")
-            claim = f"learning rate {lr:g}, {name}: TRL is more accurate"
-            verdicts.append(claim_row(claim, difference, "TRL minus ours"))
-    header = ["learning rate", "hh_helpful", "held-out accuracy", "pairs: training, held-out"]
+            lines.append([f"{lr:g}", *SIDES[side], *cells])
+        for claim, (better, other) in COMPARED.items():
+            difference = paired(by_side[better], by_side[other], "accuracy")
+            verdicts.append([f"{lr:g}", *claim_row(claim, difference, "difference")])
+    header = ["learning rate", "training", "prompt as", "held-out accuracy"]
+    header += ["pairs: training, held-out", "seeds"]
     return "\n\n".join(
         [
-            lab.table([*header, "seeds"], lines),
+            lab.table(header, lines),
             "The interval is over seeds, which change the order of the pairs and the head's first "
             "weights; the held-out pairs are the same, so it does not say how well the accuracy is "
             "known for other pairs.",
-            lab.table(HEADER, verdicts),
+            lab.table(["learning rate", *HEADER], verdicts),
         ]
     )
 
