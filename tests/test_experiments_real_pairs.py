@@ -63,11 +63,11 @@ def test_the_report_compares_the_seeds_that_both_sides_have(tmp_path):
     text = real_pairs.report(rows, tmp_path)
     both = lab.shown([0.04, 0.03], 3)
     claim = "TRL on text is more accurate than train_rm.py"
-    assert f"| 0.0001 | {claim} | open | difference: {both} |" in text
-    assert f"| 1e-05 | {claim} | open |" in text
+    assert f"| 1e-4 | {claim} | open | difference: {both} |" in text
+    assert f"| 1e-5 | {claim} | open |" in text
     same = "open | difference: 0.000 [0.000, 0.000] |"
-    assert f"| 1e-05 | … than train_rm.py with TRL's other settings | {same}" in text
-    assert "| 0.0001 | train_rm.py | one message | 0.667 [0.615, 0.718] | 100, 50 | 3 |" in text
+    assert f"| 1e-5 | … than train_rm.py with TRL's other settings | {same}" in text
+    assert "| 1e-4 | train_rm.py | one message | 0.667 [0.615, 0.718] | 100, 50 | 3 |" in text
     assert real_pairs.report([], tmp_path)
 
 
