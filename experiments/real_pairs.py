@@ -176,8 +176,9 @@ def report(rows: list[dict], out: Path) -> str:
     return "\n\n".join(
         [
             lab.table(header, lines),
-            "The interval is over seeds, which change the order of the pairs and the head's first "
-            "weights; the held-out pairs are the same, so it does not say how well the accuracy is "
+            "The interval is over seeds, which change the order of the pairs and, except for "
+            "train_rm.py with its own settings, the head's first weights; "
+            "the held-out pairs are the same, so it does not say how well the accuracy is "
             "known for other pairs. TRL counts each of the last two pairs twice (its batches have "
             "four), which changes its accuracy by at most 0.01.",
             lab.table(["learning rate", *HEADER], verdicts),
