@@ -3,8 +3,8 @@
     RLHF_MIN_REAL=FOLDER python -m experiments.adam_beta2     # 5 tasks, 2 values, 3 to 5 seeds
 
 Adam divides by the root of the mean squared gradient.  0.95 averages over about 20 steps, 0.999
-over about 1 000: in short trainings with small batches the first is noisier, the second slower to
-follow.  FOLDER: as in experiments/ratings_real.py.
+over about 1 000, in a shorter training over all steps so far.
+FOLDER: as in experiments/ratings_real.py.
 """
 
 from pathlib import Path

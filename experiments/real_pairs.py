@@ -34,6 +34,7 @@ SIDES = {  # side → name, form of the prompts
     "trl": ("TRL 1.16, RewardTrainer", "text without a template"),
     "ours_turns": ("train_rm.py", "a message per turn"),
 }
+FORMS = {"trl_message": "message", "ours_turns": "turns"}  # of the files, where not texts
 COMPARED = {  # claim → (better side, other side)
     "TRL on text is more accurate than train_rm.py": ("trl", "ours"),
     "TRL on the same messages is more accurate than train_rm.py": ("trl_message", "ours"),
@@ -109,8 +110,11 @@ def messages(row: dict, per_turn: bool) -> dict:
 
 
 def in_form(data: Path, form: str) -> Path:
-    """The folder of the same pairs in a form of SIDES; `data` itself holds texts."""
-    if form != "message" and form != "turns":
+    """The folder of the same pairs as chat messages; `data` holds texts.
+
+    form: "message" or "turns" (see `messages`), or "": `data` itself.
+    """
+    if not form:
         return data
 
     def build(folder: Path) -> None:
@@ -126,7 +130,7 @@ def in_form(data: Path, form: str) -> Path:
 def run(settings: dict) -> dict:
     """Held-out accuracy of one side, and its numbers of training and held-out pairs."""
     data = fitting_pairs(settings["pairs"], shared())
-    data = in_form(data, settings["side"].partition("_")[2])
+    data = in_form(data, FORMS.get(settings["side"], ""))
     model = shared() / "models/tinystories-chat-3m"
     files = [str(data / f"{split}.jsonl") for split in ("train", "test")]
     if not settings["side"].startswith("trl"):

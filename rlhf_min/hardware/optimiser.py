@@ -38,6 +38,8 @@ class MasterAdamW:
     With several ranks, each owns a share of the masters and moments (ZeRO stage 1, Rajbhandari et
     al. 2020): the owner of a part gets the sum of all ranks' gradients, updates the weights and
     sends them to all.
+
+    weight_decay, betas: as in torch.optim.AdamW (Loshchilov and Hutter 2019).
     """
 
     def __init__(self, model, weight_decay: float = 0.0, betas: tuple = (0.9, 0.95)):
