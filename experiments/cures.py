@@ -20,6 +20,7 @@ import matplotlib.pyplot as plt
 from experiments import lab
 from experiments.cures_runs import (
     CURES,
+    LONGER,
     LOOP,
     LOOP_KL,
     LOOP_STEPS,
@@ -85,7 +86,12 @@ def report(rows: list[dict], out: Path) -> str:
         same = {s: r["gold"] for s, r in select(rows, MORE, LOOP_KL, LOOP).items()}
         text = "Gold after 240 policy steps, judging and retraining (5 700 comparisons asked) "
         text += f"minus 5 700 additional pairs of random answers: {difference(ends, same)} ratings."
-        parts += [text, gain_table(loop)]
+        parts.append(text)
+        longer = {s: r["gold"] for s, r in select(rows, LONGER, LOOP_KL).items()}
+        if longer:
+            text = "Gold of the last policy, first reward model of 6 passes minus 1 pass: "
+            parts.append(text + f"{difference(longer, ends)} ratings.")
+        parts.append(gain_table(loop))
     header = ["KL penalty 0.1", "gold", "against none", "KL", "accuracy of the reward models"]
     parts += [lab.table(header, penalty_rows(rows)), CURES_EXPLAINED]
     parts.append(lab.table(["the penalty alone", "gold", "KL"], alone_rows(rows)))

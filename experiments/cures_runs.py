@@ -29,8 +29,13 @@ CURES = {
     MORE: ("more pairs", {}, {}),
 }
 PENALTIES = (0.0, 0.1)  # the second is the default of train_policy.py
-LOOP, FINER = (f"judging and retraining, {n}" for n in ("3 × 1900", "5 × 1140"))
-LOOPS = {LOOP: (ROUNDS, JUDGED), FINER: (5, 1140)}  # rounds, comparisons of each
+SIX_PASSES = {"epochs": 6.0, "lr": 1e-3}  # settings of train_rm.py
+LOOP, FINER, LONGER = (
+    f"judging and retraining, {n}"
+    for n in ("3 × 1900", "5 × 1140", "3 × 1900, first reward model of 6 passes")
+)
+# name → rounds, comparisons of each, settings of the first reward model
+LOOPS = {LOOP: (ROUNDS, JUDGED, {}), FINER: (5, 1140, {}), LONGER: (ROUNDS, JUDGED, SIX_PASSES)}
 LOOP_STEPS, LOOP_KL, LOOP_RATE = 60, 0.2, 5e-4  # of recipes/loop.py
 QUICK = {"start": {"steps": 30, "examples": 960}, "rm": {"max_steps": 3, "eval_limit": 20}}
 QUICK["policy"] = {"steps": 2, "eval_prompts": 8, "ruler_prompts": 16, "eval_every": 1}
@@ -85,7 +90,7 @@ def run(one: dict) -> dict:
     seed, quick = one["seed"], one["quick"]
     start = zoo_runs.start_model(seed, **(QUICK["start"] if quick else {}))
     if one["cure"] in LOOPS:
-        return run_loop(start, seed, *LOOPS[one["cure"]])
+        return run_loop(start, seed, one["cure"])
     kind, reward, policy = CURES[one["cure"]]
     models = reward_models(kind, start, seed, quick, reward)
     flags = {"seed": seed, "kl": one["kl"], **policy}
@@ -110,14 +115,24 @@ def _trained(folder: Path) -> bool:
     return (folder / "summary.json").exists()
 
 
-def run_loop(start: Path, seed: int, rounds: int, comparisons: int) -> dict:
-    """recipes/loop.py with its other settings, on the first reward model of this seed."""
-    reward = zoo_runs.reward_model(start, seed=seed)
-    out = zoo_runs.lab() / f"loop-{rounds}-{seed}"
-    command = [sys.executable, str(lab.ROOT / "recipes/loop.py"), "--out", out, "--start", start]
-    command += ["--reward-model", reward, "--seed", seed, "--rounds", rounds]
-    command += ["--comparisons", comparisons]
-    subprocess.run(list(map(str, command)), check=True, capture_output=True)
+def loop_folder(start: Path, seed: int, name: str) -> Path:
+    """The folder of one of `LOOPS`: recipes/loop.py with its other settings, run if need be."""
+    rounds, comparisons, first = LOOPS[name]
+    reward = zoo_runs.reward_model(start, seed=seed, **first)
+    out = zoo_runs.lab() / f"loop-{rounds}-{seed}{'-6' if first else ''}"
+    if not (out / "loop.png").exists():  # the last file that it writes
+        command = [sys.executable, str(lab.ROOT / "recipes/loop.py"), "--out", out]
+        command += ["--start", start, "--reward-model", reward, "--seed", seed]
+        command += ["--rounds", rounds, "--comparisons", comparisons]
+        subprocess.run(list(map(str, command)), check=True, capture_output=True)
+    return out
+
+
+def run_loop(start: Path, seed: int, name: str) -> dict:
+    """Gold and KL of each policy of one of `LOOPS`, its comparisons and its predicted gains."""
+    rounds, _, first = LOOPS[name]
+    reward = zoo_runs.reward_model(start, seed=seed, **first)
+    out = loop_folder(start, seed, name)
     ends = [read_json(out / f"policy-{n}/summary.json")["after"] for n in range(rounds + 1)]
     points = [[end["kl/mean"], end["reward/gold"]] for end in ends]
     judged = [read_json(out / f"judge-{n}/summary.json") for n in range(1, rounds + 1)]

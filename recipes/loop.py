@@ -2,6 +2,8 @@
 
     python recipes/loop.py --rounds 3 --comparisons 1900 --out runs/loop
 
+The first reward model passes six times over the pairs: after one pass, as in `make demo`, it cannot
+tell a wrong fact from the truth (experiments/blind_spots.py), and no round teaches it that.
 In each round the judge compares two answers of the present policy to each training question,
 because the reward model must tell apart what this policy writes.  The verdicts are added to all
 earlier comparisons, and training of the reward model and of the policy continues from the last
@@ -26,7 +28,7 @@ class Config:
     out: str = option("runs/loop", "folder of all the runs")
     seed: int = option(0, "of the first policy; round n has 100 * seed + n", at_least=0)
     start: str = option("runs/zoo-base", "start model, to which KL is measured")
-    reward_model: str = option("runs/rm", "first reward model")
+    reward_model: str = option("", "first reward model (nothing: one is trained, OUT/rm-0)")
     steps: int = option(60, "of each policy", at_least=1)
     kl: float = option(0.2, "weight of the KL penalty", at_least=0)
     lr: float = option(5e-4, "learning rate of each policy", above=0)
@@ -61,6 +63,10 @@ def main(config: Config) -> None:
     check_settings(config)
     settings = ["--kl", config.kl, "--lr", config.lr, "--steps", config.steps]
     policy, previous, judged = out / "policy-0", start, []
+    if not reward:
+        reward = out / "rm-0"
+        step("train_rm.py", reward, "--model", start, "--lr", 1e-3, "--epochs", 6,
+             "--seed", config.seed)  # fmt: skip
     step("train_policy.py", policy, "--model", start, "--reward-model", reward, *settings,
          "--seed", config.seed)  # fmt: skip
     labels = AutoConfig.from_pretrained(reward).num_labels  # 10 if it has a head over ratings

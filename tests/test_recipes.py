@@ -93,3 +93,25 @@ def test_the_circle_runs_and_its_table_names_every_round(tmp_path):
     fewer = shell("loop.sh", "1", "41", str(tmp_path / "new"), code=2, **environment)
     assert "--old 40 is below --comparisons 41" in fewer.stderr
     assert not (tmp_path / "new").exists()
+
+
+def test_without_a_reward_model_the_loop_trains_its_first_one_in_six_passes(tmp_path, monkeypatch):
+    """In this process, and shortened: --rounds 0 is the first reward model and its policy."""
+    start = str(tmp_path / "start")
+    start_model.build_base(start, steps=2, examples=64, hidden=32)
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    import loop
+
+    short = {"train_rm.py": ["--limit", "40", "--eval-limit", "10"], "train_policy.py": []}
+    short["train_policy.py"] = ["--eval-prompts", "4", "--ruler-prompts", "8", "--batch-size", "4"]
+    run_script = loop.run_script
+    monkeypatch.setattr(
+        loop, "run_script", lambda path, *words: run_script(path, *words, *short[path.name])
+    )
+    loop.main(loop.Config(rounds=0, out=str(tmp_path / "loop"), start=start, steps=1, seed=7))
+    summary = json.loads((tmp_path / "loop/rm-0/summary.json").read_text())
+    assert summary["steps"] == 6 * -(-summary["pairs/train"] // 32)  # six passes in batches of 32
+    record = json.loads((tmp_path / "loop/rm-0/run.json").read_text())["config"]
+    assert (record["lr"], record["seed"], record["model"]) == (1e-3, 7, start)
+    policy = json.loads((tmp_path / "loop/policy-0/run.json").read_text())["config"]
+    assert policy["reward_model"] == str(tmp_path / "loop/rm-0")
