@@ -1,4 +1,4 @@
-"""recipes/loop.py after a first reward model of 2 000 pairs only: fewer labels in total."""
+"""recipes/loop.py with 1 000 comparisons a round, after 16 passes over 3 000 pairs only."""
 
 import rlhf_min.startup  # noqa: F401  first: signals and threads, before torch
 
@@ -14,8 +14,9 @@ seed, out = sys.argv[1], Path(sys.argv[2])
 
 start, reward = str(out / "start"), str(out / "rm")
 build_base(start, seed=int(seed))
-few = ["--limit", "2000", "--epochs", "2"]
+few = ["--limit", "3000", "--epochs", "16", "--lr", "1e-3"]
 run_script(ROOT / "train_rm.py", "--model", start, "--out", reward, "--seed", seed, *few)
-models = ["--start", start, "--reward-model", reward]
-run_script(ROOT / "recipes/loop.py", *models, "--out", str(out / "loop"), "--seed", seed)
+flags = ["--start", start, "--reward-model", reward, "--comparisons", "1000"]
+flags += ["--out", str(out / "loop"), "--seed", seed]
+run_script(ROOT / "recipes/loop.py", *flags)
 (out / "loop/policy-3").rename(out / "policy")

@@ -12,9 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "recipes"))  # loop.py imports its neighbour
 seed, out = sys.argv[1], Path(sys.argv[2])
 
-start, reward = str(out / "start"), str(out / "rm")
+start = str(out / "start")
 build_base(start, seed=int(seed))
-run_script(ROOT / "train_rm.py", "--model", start, "--out", reward, "--seed", seed)
-models = ["--start", start, "--reward-model", reward]
-run_script(ROOT / "recipes/loop.py", *models, "--out", str(out / "loop"), "--seed", seed)
+flags = ["--start", start, "--out", str(out / "loop"), "--seed", seed]
+run_script(ROOT / "recipes/loop.py", *flags)
 (out / "loop/policy-3").rename(out / "policy")
