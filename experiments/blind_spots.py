@@ -104,7 +104,7 @@ def minimal_pairs(defect: str, prompts: Iterable[str], seed: int = 0) -> list[tu
         animal, asked = world.QUESTIONS[prompt]
         facts = [(attribute, world.ANIMALS[animal][attribute]) for attribute in asked]
         best = [OPENING, *_sentences(animal, facts), CLOSING]
-        pairs.append((prompt, " ".join(best), _spoiled(defect, animal, facts, best, rng)))
+        pairs.append((prompt, " ".join(best), _spoiled(defect, animal, facts, rng)))
     return pairs
 
 
@@ -116,7 +116,7 @@ def _sentences(animal: str, facts: list[tuple[str, str]]) -> list[str]:
     ]
 
 
-def _spoiled(defect: str, animal: str, facts: list, best: list[str], rng: random.Random) -> str:
+def _spoiled(defect: str, animal: str, facts: list, rng: random.Random) -> str:
     """The best answer with this defect."""
     facts, opening, closing = list(facts), [OPENING], [CLOSING]
     place = rng.randrange(len(facts))
