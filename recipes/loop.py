@@ -62,10 +62,11 @@ def main(config: Config) -> None:
     out, start, reward = Path(config.out), config.start, config.reward_model
     check_settings(config)
     settings = ["--kl", config.kl, "--lr", config.lr, "--steps", config.steps]
+    seldom = ["--eval-every", 300]  # about once in a pass: evaluation takes a second and more
     policy, previous, judged = out / "policy-0", start, []
     if not reward:
         reward = out / "rm-0"
-        step("train_rm.py", reward, "--model", start, "--lr", 1e-3, "--epochs", 6,
+        step("train_rm.py", reward, "--model", start, "--lr", 1e-3, "--epochs", 6, *seldom,
              "--seed", config.seed)  # fmt: skip
     step("train_policy.py", policy, "--model", start, "--reward-model", reward, *settings,
          "--seed", config.seed)  # fmt: skip
@@ -84,7 +85,7 @@ def main(config: Config) -> None:
             reward = out / f"rm-{number}"
             # A sampled answer may hold a NUL character, which train_rm.py counts as a bad row.
             step("train_rm.py", reward, "--model", model, *head, *data, *judged, "--lr", lr,
-                 "--epochs", 2, "--skip-bad-rows", *seed)  # fmt: skip
+                 "--epochs", 2, "--skip-bad-rows", *seldom, *seed)  # fmt: skip
         previous, policy = policy, out / f"policy-{number}"
         step("train_policy.py", policy, "--model", previous, "--reference", start,
              "--reward-model", reward, *settings, *seed)  # fmt: skip
