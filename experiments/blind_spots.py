@@ -165,7 +165,7 @@ def report(rows: list[dict], out: Path) -> str:
     parts = [lab.table(header, lines), "Means over seeds. A coin has 0.5."]
     parts.append(lab.table(HEADER, _claims(found, by_defect)))
     _draw(by_defect, out / "blind_spots.png")
-    parts.append("![Accuracy by mistake, for three reward models](figures/blind_spots.png)")
+    parts.append("![Accuracy by mistake and reward model](figures/blind_spots.png)")
     return "\n\n".join(parts)
 
 

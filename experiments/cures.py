@@ -82,16 +82,7 @@ def report(rows: list[dict], out: Path) -> str:
     if any(select(rows, name, LOOP_KL) for name in LOOPS):
         parts.append(loop_table(rows))
     if loop := select(rows, LOOP, LOOP_KL):
-        ends = {s: r["gold"] for s, r in loop.items()}
-        same = {s: r["gold"] for s, r in select(rows, MORE, LOOP_KL, LOOP).items()}
-        text = "Gold after 240 policy steps, judging and retraining (5 700 comparisons asked) "
-        text += f"minus 5 700 additional pairs of random answers: {difference(ends, same)} ratings."
-        parts.append(text)
-        longer = {s: r["gold"] for s, r in select(rows, LONGER, LOOP_KL).items()}
-        if longer:
-            text = "Gold of the last policy, first reward model of 6 passes minus 1 pass: "
-            parts.append(text + f"{difference(longer, ends)} ratings.")
-        parts.append(gain_table(loop))
+        parts += [*loop_differences(rows), gain_table(loop)]
     header = ["KL penalty 0.1", "gold", "against none", "KL", "accuracy of the reward models"]
     parts += [lab.table(header, penalty_rows(rows)), CURES_EXPLAINED]
     parts.append(lab.table(["the penalty alone", "gold", "KL"], alone_rows(rows)))
@@ -100,6 +91,28 @@ def report(rows: list[dict], out: Path) -> str:
     parts.append(lab.folded("Without a KL penalty, at equal KL", equal_kl_table(rows, names)))
     parts.append(f"({len(base)} seeds.)" if len(base) != 1 else "(1 seed.)")
     return "\n\n".join(parts)
+
+
+def loop_differences(rows: list[dict]) -> list[str]:
+    """Sentences: the loop against as many pairs at once, and a longer first training against one.
+
+    After 240 policy steps each, on the same seeds.
+    """
+    golds = {
+        (name, like): {s: r["gold"] for s, r in select(rows, name, LOOP_KL, like).items()}
+        for name, like in ((LOOP, None), (LONGER, None), (MORE, LOOP), (MORE, LONGER))
+    }
+    pairs = "judging and retraining (5 700 comparisons asked) minus 5 700 more pairs at once"
+    compared = [
+        (f"{pairs}, first reward model of 1 pass", (LOOP, None), (MORE, LOOP)),
+        (f"{pairs}, first reward model of 6 passes", (LONGER, None), (MORE, LONGER)),
+        ("first reward model of 6 passes minus 1 pass, judging both", (LONGER, None), (LOOP, None)),
+    ]
+    return [
+        f"Gold after 240 policy steps, {text}: {difference(golds[a], golds[b])} ratings."
+        for text, a, b in compared
+        if golds[a].keys() & golds[b].keys()
+    ]
 
 
 def equal_kl_table(rows: list[dict], names: list[str]) -> str:
@@ -156,9 +169,11 @@ def alone_rows(rows: list[dict]) -> list[list[str]]:
 def loop_table(rows: list[dict]) -> str:
     """The loops round by round, beside one training on as many comparisons and steps."""
     loops = {name: found for name in LOOPS if (found := select(rows, name, LOOP_KL))}
-    same = {s: r["curve"][1:] for s, r in select(rows, MORE, LOOP_KL, LOOP).items()}
     curves = {name: {s: r["curve"] for s, r in loop.items()} for name, loop in loops.items()}
-    curves["5 700 more pairs of random answers at once"] = same
+    for passes, like in (("1 pass", LOOP), ("6 passes", LONGER)):
+        if once := select(rows, MORE, LOOP_KL, like):
+            name = f"5 700 more pairs of random answers at once, {passes}"
+            curves[name] = {s: r["curve"][1:] for s, r in once.items()}
     lines = []
     for n in range(max(LOOPS[name][0] for name in loops) + 1):
         cells = [str((n + 1) * LOOP_STEPS)]

@@ -52,8 +52,9 @@ def settings(quick: bool) -> list[dict]:
             runs += [{"cure": name, "kl": kl, **common} for name in names]
         if not quick:
             runs += [{"cure": "none", "kl": kl, **common} for kl in (0.05, 0.2, 0.4)]
-            # As many steps and comparisons as the loop has, but all comparisons at the start.
-            runs.append({"cure": MORE, "kl": LOOP_KL, "like": LOOP, **common})
+            # As many steps and comparisons as a loop has, but all comparisons at the start.
+            for like in (LOOP, LONGER):
+                runs.append({"cure": MORE, "kl": LOOP_KL, "like": like, **common})
             runs += [{"cure": name, "kl": LOOP_KL, **common} for name in LOOPS]
     return runs
 
@@ -92,6 +93,8 @@ def run(one: dict) -> dict:
     if one["cure"] in LOOPS:
         return run_loop(start, seed, one["cure"])
     kind, reward, policy = CURES[one["cure"]]
+    if "like" in one:
+        reward = reward | LOOPS[one["like"]][2]
     models = reward_models(kind, start, seed, quick, reward)
     flags = {"seed": seed, "kl": one["kl"], **policy}
     flags |= QUICK["policy"] if quick else {"eval_every": 8 if one["kl"] == 0 else 0}
