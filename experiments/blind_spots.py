@@ -1,6 +1,6 @@
 """Study: which mistakes of an answer does a reward model see?
 
-    python -m experiments.blind_spots           # 5 seeds: 6 ways to train, and the last of 2 loops
+    python -m experiments.blind_spots   # 5 seeds: 7 ways to train, last reward models of 2 loops
 
 A *minimal pair* is the best answer to a question and the same answer with one mistake.  A reward
 model that cannot see the mistake is right half the time, whatever its accuracy on other pairs.
@@ -34,23 +34,24 @@ DEFECTS = (
     "no opening",
     "no closing",
 )
-TRUTH = ("wrong fact", "wrong animal")  # only who knows the world sees these
+TRUTH = ("wrong fact", "wrong animal")  # only somebody who knows the world can see these
 DEFAULT, SIX = "1 pass, learning rate 3e-3 (the default)", "6 passes, 1e-3"
 VARIANTS = {  # name → settings of train_rm.py
     DEFAULT: {},
     "1 pass, 1e-3": {"lr": 1e-3},
     "3 passes, 3e-3": {"epochs": 3.0},
     "3 passes, 1e-3": {"epochs": 3.0, "lr": 1e-3},
+    "6 passes, 3e-3": {"epochs": 6.0},
     SIX: cures_runs.SIX_PASSES,
-    "ratings head with `--earth-mover 1`": {
+    "ratings head, `--earth-mover 1 --label-width 0.5`, 1 pass": {
         "head": "ratings",
         "earth_mover": 1.0,
         "label_width": 0.5,
     },
 }
 LOOPS = {  # name → the loop of the study of the cures whose last reward model it is
-    "after three rounds of the loop": cures_runs.LOOP,
-    "after 6 passes and three rounds": cures_runs.LONGER,
+    "1 pass, then three rounds of the loop": cures_runs.LOOP,
+    "6 passes, then three rounds of the loop": cures_runs.LONGER,
 }
 COLOURS = ("#D55E00", "#0072B2", "#E69F00", "#009E73")  # told apart by the colour-blind
 KL = 0.2  # weight of the penalty, as in recipes/loop.py
@@ -75,18 +76,21 @@ def run(one: dict) -> dict:
     if one["variant"] in LOOPS:
         loop = cures_runs.loop_folder(start, seed, LOOPS[one["variant"]])
         reward = loop / f"rm-{cures_runs.ROUNDS}"
-        return {"defects": accuracies(reward, 480)}
+        return {"defects": accuracies(reward)}
     flags = VARIANTS[one["variant"]] | small["rm"]
     reward = zoo_runs.reward_model(start, seed=seed, **flags)
     policy = zoo_runs.policy(start, reward, seed=seed, kl=KL, eval_every=0, **small["policy"])
     after = zoo_runs.summary(policy)["after"]
     result = {"accuracy": zoo_runs.summary(reward)["accuracy"], "gold": after["reward/gold"]}
     result |= {"kl": after["kl/mean"]}
-    return result | {"defects": accuracies(reward, 8 if one["quick"] else 480)}
+    return result | {"defects": accuracies(reward, 8 if one["quick"] else None)}
 
 
-def accuracies(reward: Path, prompts: int) -> dict[str, float]:
-    """Share of minimal pairs in which the best answer scores higher, by defect; a tie is ½."""
+def accuracies(reward: Path, prompts: int | None = None) -> dict[str, float]:
+    """Share of minimal pairs in which the best answer scores higher, by defect; a tie is ½.
+
+    prompts: how many of the held-out questions (None: all).
+    """
     scores, found = reward_model_judge(str(reward)).scores, {}
     for defect in DEFECTS:
         wins = []
@@ -97,9 +101,12 @@ def accuracies(reward: Path, prompts: int) -> dict[str, float]:
     return found
 
 
-def minimal_pairs(defect: str, prompts: Iterable[str], seed: int = 0) -> list[tuple[str, str, str]]:
-    """(question, the best answer, the same answer with one defect), one for each question."""
-    rng, pairs = random.Random(f"minimal pairs {seed}"), []
+def minimal_pairs(defect: str, prompts: Iterable[str]) -> list[tuple[str, str, str]]:
+    """(question, the best answer, the same answer with one defect), one for each question.
+
+    The same pairs in every call.
+    """
+    rng, pairs = random.Random("minimal pairs"), []
     for prompt in prompts:
         animal, asked = world.QUESTIONS[prompt]
         facts = [(attribute, world.ANIMALS[animal][attribute]) for attribute in asked]
@@ -162,7 +169,11 @@ def report(rows: list[dict], out: Path) -> str:
         cells += [_plain(values(by_defect[name], defect)) for defect in DEFECTS]
         lines.append([name, *cells])
     header = ["reward model", "held-out pairs", "gold of a policy", "its KL", *DEFECTS]
-    parts = [lab.table(header, lines), "Means over seeds. A coin has 0.5."]
+    text = (
+        "Means over seeds; a coin has 0.5. All reward models are asked about the same pairs, one "
+    )
+    text += f"to each held-out question. Gold: of a policy trained with KL weight {KL:g} (–: none)."
+    parts = [lab.table(header, lines), text]
     parts.append(lab.table(HEADER, _claims(found, by_defect)))
     _draw(by_defect, out / "blind_spots.png")
     parts.append("![Accuracy by mistake and reward model](figures/blind_spots.png)")
@@ -184,7 +195,7 @@ def _claims(found: dict, by_defect: dict) -> list[list[str]]:
         claim = f"six passes tell a {defect} from the truth better than the default"
         lines.append(claim_row(claim, paired(longer, usual, defect), "six minus one pass", 2))
     gains = paired(found.get(SIX, {}), found.get(DEFAULT, {}), "gold")
-    claim = f"a policy against it has more gold (KL weight {KL:g})"
+    claim = f"a policy trained with the reward model of six passes has more gold (KL weight {KL:g})"
     lines.append(claim_row(claim, gains, "six minus one pass", 2))
     return lines
 

@@ -81,8 +81,9 @@ def report(rows: list[dict], out: Path) -> str:
     parts = []
     if any(select(rows, name, LOOP_KL) for name in LOOPS):
         parts.append(loop_table(rows))
-    if loop := select(rows, LOOP, LOOP_KL):
-        parts += [*loop_differences(rows), gain_table(loop)]
+    parts += loop_differences(rows)
+    if loop := select(rows, LONGER, LOOP_KL):
+        parts.append(gain_table(loop))
     header = ["KL penalty 0.1", "gold", "against none", "KL", "accuracy of the reward models"]
     parts += [lab.table(header, penalty_rows(rows)), CURES_EXPLAINED]
     parts.append(lab.table(["the penalty alone", "gold", "KL"], alone_rows(rows)))
@@ -103,10 +104,11 @@ def loop_differences(rows: list[dict]) -> list[str]:
         for name, like in ((LOOP, None), (LONGER, None), (MORE, LOOP), (MORE, LONGER))
     }
     pairs = "judging and retraining (5 700 comparisons asked) minus 5 700 more pairs at once"
+    loops = "judging and retraining after a first reward model of 6 passes minus the same after"
     compared = [
         (f"{pairs}, first reward model of 1 pass", (LOOP, None), (MORE, LOOP)),
         (f"{pairs}, first reward model of 6 passes", (LONGER, None), (MORE, LONGER)),
-        ("first reward model of 6 passes minus 1 pass, judging both", (LONGER, None), (LOOP, None)),
+        (f"{loops} 1 pass", (LONGER, None), (LOOP, None)),
     ]
     return [
         f"Gold after 240 policy steps, {text}: {difference(golds[a], golds[b])} ratings."
@@ -197,7 +199,11 @@ def gain_table(loop: dict[int, dict]) -> str:
     text = "Predicted: the rise of the learned reward on held-out questions in this round, "
     text += "divided by its standard deviation over the start model's answers, times the standard "
     text += "deviation of their gold ratings."
-    header = ["round of the loop, 3 × 1900", "predicted gain, ratings", "gain in gold, ratings"]
+    header = [
+        "round of the loop, 3 × 1900 after 6 passes",
+        "predicted gain, ratings",
+        "gain in gold, ratings",
+    ]
     return lab.table(header, rows) + "\n\n" + text
 
 

@@ -122,20 +122,21 @@ def loop_folder(start: Path, seed: int, name: str) -> Path:
     """The folder of one of `LOOPS`: recipes/loop.py with its other settings, run if need be."""
     rounds, comparisons, first = LOOPS[name]
     reward = zoo_runs.reward_model(start, seed=seed, **first)
-    out = zoo_runs.lab() / f"loop-{rounds}-{seed}{'-6' if first else ''}"
-    if not (out / "loop.png").exists():  # the last file that it writes
-        command = [sys.executable, str(lab.ROOT / "recipes/loop.py"), "--out", out]
-        command += ["--start", start, "--reward-model", reward, "--seed", seed]
-        command += ["--rounds", rounds, "--comparisons", comparisons]
+    flags = {"seed": seed, "rounds": rounds, "comparisons": comparisons}
+
+    def loop(folder: Path) -> None:
+        command = [sys.executable, lab.ROOT / "recipes/loop.py", "--out", folder]
+        command += ["--start", start, "--reward-model", reward]
+        command += [word for flag, value in flags.items() for word in (f"--{flag}", value)]
         subprocess.run(list(map(str, command)), check=True, capture_output=True)
-    return out
+
+    return zoo_runs.built("loop", {"start": start.name, "reward": reward.name, **flags}, loop)
 
 
 def run_loop(start: Path, seed: int, name: str) -> dict:
     """Gold and KL of each policy of one of `LOOPS`, its comparisons and its predicted gains."""
-    rounds, _, first = LOOPS[name]
-    reward = zoo_runs.reward_model(start, seed=seed, **first)
-    out = loop_folder(start, seed, name)
+    rounds, out = LOOPS[name][0], loop_folder(start, seed, name)
+    reward = Path(read_json(out / "loop.json")["reward_model"])
     ends = [read_json(out / f"policy-{n}/summary.json")["after"] for n in range(rounds + 1)]
     points = [[end["kl/mean"], end["reward/gold"]] for end in ends]
     judged = [read_json(out / f"judge-{n}/summary.json") for n in range(1, rounds + 1)]

@@ -2,8 +2,10 @@
 
     python recipes/loop.py --rounds 3 --comparisons 1900 --out runs/loop
 
-The first reward model passes six times over the pairs: after one pass, as in `make demo`, it cannot
-tell a wrong fact from the truth (experiments/blind_spots.py), and no round teaches it that.
+Without --reward-model a first one is trained with six passes over the pairs.  After one pass, as in
+`make demo`, it cannot tell a wrong fact from the truth, and three rounds teach it that in one seed
+of five only (experiments/blind_spots.py).
+
 In each round the judge compares two answers of the present policy to each training question,
 because the reward model must tell apart what this policy writes.  The verdicts are added to all
 earlier comparisons, and training of the reward model and of the policy continues from the last
@@ -28,7 +30,7 @@ class Config:
     out: str = option("runs/loop", "folder of all the runs")
     seed: int = option(0, "of the first policy; round n has 100 * seed + n", at_least=0)
     start: str = option("runs/zoo-base", "start model, to which KL is measured")
-    reward_model: str = option("", "first reward model (nothing: one is trained, OUT/rm-0)")
+    reward_model: str = option("", "of round 0: folder (nothing: train one of six passes)")
     steps: int = option(60, "of each policy", at_least=1)
     kl: float = option(0.2, "weight of the KL penalty", at_least=0)
     lr: float = option(5e-4, "learning rate of each policy", above=0)
@@ -54,6 +56,7 @@ from rlhf_min.data.files import read_json, replace_text
 from rlhf_min.defaults import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
+PASSES = 6  # over the pairs, for a reward model that is trained from the start model
 
 
 def main(config: Config) -> None:
@@ -62,11 +65,11 @@ def main(config: Config) -> None:
     out, start, reward = Path(config.out), config.start, config.reward_model
     check_settings(config)
     settings = ["--kl", config.kl, "--lr", config.lr, "--steps", config.steps]
-    seldom = ["--eval-every", 300]  # about once in a pass: evaluation takes a second and more
+    train = ["--lr", 1e-3, "--eval-every", 300]  # an evaluation takes a second and more
     policy, previous, judged = out / "policy-0", start, []
     if not reward:
         reward = out / "rm-0"
-        step("train_rm.py", reward, "--model", start, "--lr", 1e-3, "--epochs", 6, *seldom,
+        step("train_rm.py", reward, "--model", start, *train, "--epochs", PASSES,
              "--seed", config.seed)  # fmt: skip
     step("train_policy.py", policy, "--model", start, "--reward-model", reward, *settings,
          "--seed", config.seed)  # fmt: skip
@@ -81,11 +84,11 @@ def main(config: Config) -> None:
                  *seed)  # fmt: skip
             judged.append(out / f"judge-{number}/comparisons.jsonl")
             data = ["--limit", config.old, "--data", "zoo"] if config.old else ["--data"]
-            model, lr = (start, 3e-3) if config.cold else (reward, 1e-3)
+            model, passes = (start, PASSES) if config.cold else (reward, 2)
             reward = out / f"rm-{number}"
             # A sampled answer may hold a NUL character, which train_rm.py counts as a bad row.
-            step("train_rm.py", reward, "--model", model, *head, *data, *judged, "--lr", lr,
-                 "--epochs", 2, "--skip-bad-rows", *seldom, *seed)  # fmt: skip
+            step("train_rm.py", reward, "--model", model, *head, *data, *judged, *train,
+                 "--epochs", passes, "--skip-bad-rows", *seed)  # fmt: skip
         previous, policy = policy, out / f"policy-{number}"
         step("train_policy.py", policy, "--model", previous, "--reference", start,
              "--reward-model", reward, *settings, *seed)  # fmt: skip
@@ -120,9 +123,10 @@ def check_settings(config: Config) -> None:
     changed = [name for name in now if before and now[name] != before.get(name)]
     if changed:
         name = changed[0]
+        old, new = ("nothing" if x == "" else x for x in (before.get(name), now[name]))
         raise InputError(
-            f"--out {config.out} holds a loop with {flag_of(name)} {before.get(name)}, "
-            f"not {now[name]}: give another folder, or the same settings to go on"
+            f"--out {config.out} holds a loop with {flag_of(name)} {old}, not {new}: "
+            "give another folder, or the same settings to go on"
         )
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_text(file, json.dumps(now, indent=1) + "\n")

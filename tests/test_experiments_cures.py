@@ -34,3 +34,53 @@ def test_a_tiny_run_and_its_report(tmp_path, monkeypatch):
     assert len(result["curve"]) > 1 and 1 <= result["gold"] <= 10 and 0 <= result["accuracy"] <= 1
     text = cures.report(rows, tmp_path)
     assert "| ensemble, min |" in text and (tmp_path / "cures.png").exists()
+
+
+def row(cure: str, seed: int, gold: float, like: str | None = None, **more) -> dict:
+    """A row with KL weight 0.2 whose four policies end at `gold`."""
+    own = {"cure": cure, "kl": cures_runs.LOOP_KL, "seed": seed, "quick": False}
+    curve = [[float(n), gold - 0.1 * (3 - n)] for n in range(4)]
+    if like:
+        own["like"] = like
+        curve.insert(0, [0.0, 5.0])  # these runs begin with the start model
+    return {"settings": own, "result": {"gold": gold, "kl": 3.0, "curve": curve, **more}}
+
+
+def test_the_loops_are_compared_with_as_many_pairs_at_once_after_as_many_passes(tmp_path):
+    loop, longer, more = cures_runs.LOOP, cures_runs.LONGER, cures_runs.MORE
+    judged = {"comparisons": [1000, 500, 250], "predicted": [0.0, 0.4, 0.3, 0.2]}
+    rows = []
+    for seed in range(3):
+        level = 7.0 + seed  # differences are taken within a seed
+        rows += [row(loop, seed, level + 1, **judged), row(longer, seed, level + 1.5, **judged)]
+        rows += [row(more, seed, level, like=loop), row(more, seed, level + 0.75, like=longer)]
+    sentences = cures.loop_differences(rows)
+    assert len(sentences) == 3
+    for sentence, end, gap in zip(
+        sentences, ("1 pass", "6 passes", "1 pass"), (1, 0.75, 0.5), strict=True
+    ):
+        assert sentence.endswith(f"{end}: {gap:.2f} [{gap:.2f}, {gap:.2f}] ratings.")
+    header, _, first, *_, last = cures.loop_table(rows).splitlines()
+    place = header.split(" | ").index(f"{longer}")
+    assert last.split(" | ")[place].endswith("; 1750") and ";" not in first
+    once = [cell for cell in header.split(" | ") if "at once" in cell]
+    assert [cell.strip(" |").rpartition(", ")[2] for cell in once] == ["1 pass", "6 passes"]
+    assert cures.loop_differences(rows[:1]) == []
+
+
+@pytest.mark.parametrize(("like", "passes"), [(cures_runs.LOOP, 1.0), (cures_runs.LONGER, 6.0)])
+def test_the_pairs_at_once_are_learned_in_as_many_passes_as_the_loop_s(like, passes, monkeypatch):
+    seen = []
+
+    def no_training(start, **settings):
+        seen.append(settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(zoo_runs, "start_model", lambda seed, **_: None)
+    monkeypatch.setattr(zoo_runs, "gold_pairs", lambda count, seed: f"{count} pairs")
+    monkeypatch.setattr(zoo_runs, "reward_model", no_training)
+    wanted = [one for one in cures_runs.settings(quick=False) if one.get("like") == like]
+    assert [one["seed"] for one in wanted] == list(range(5))
+    with pytest.raises(KeyboardInterrupt):
+        cures_runs.run(wanted[0])
+    assert seen[0].get("epochs", 1.0) == passes and seen[0]["data"] == ["zoo", "5700 pairs"]
