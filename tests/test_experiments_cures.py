@@ -46,7 +46,7 @@ def row(cure: str, seed: int, gold: float, like: str | None = None, **more) -> d
     return {"settings": own, "result": {"gold": gold, "kl": 3.0, "curve": curve, **more}}
 
 
-def test_the_loops_are_compared_with_as_many_pairs_at_once_after_as_many_passes(tmp_path):
+def test_the_loops_are_compared_with_as_many_pairs_at_once_after_as_many_passes():
     loop, longer, more = cures_runs.LOOP, cures_runs.LONGER, cures_runs.MORE
     judged = {"comparisons": [1000, 500, 250], "predicted": [0.0, 0.4, 0.3, 0.2]}
     rows = []
@@ -61,7 +61,7 @@ def test_the_loops_are_compared_with_as_many_pairs_at_once_after_as_many_passes(
     ):
         assert sentence.endswith(f"{end}: {gap:.2f} [{gap:.2f}, {gap:.2f}] ratings.")
     header, _, first, *_, last = cures.loop_table(rows).splitlines()
-    place = header.split(" | ").index(f"{longer}")
+    place = header.split(" | ").index(longer)
     assert last.split(" | ")[place].endswith("; 1750") and ";" not in first
     once = [cell for cell in header.split(" | ") if "at once" in cell]
     assert [cell.strip(" |").rpartition(", ")[2] for cell in once] == ["1 pass", "6 passes"]
@@ -70,17 +70,18 @@ def test_the_loops_are_compared_with_as_many_pairs_at_once_after_as_many_passes(
 
 @pytest.mark.parametrize(("like", "passes"), [(cures_runs.LOOP, 1.0), (cures_runs.LONGER, 6.0)])
 def test_the_pairs_at_once_are_learned_in_as_many_passes_as_the_loop_s(like, passes, monkeypatch):
-    seen = []
+    class SeenError(Exception):
+        """Raised where the training would begin; holds its settings."""
 
     def no_training(start, **settings):
-        seen.append(settings)
-        raise KeyboardInterrupt
+        raise SeenError(settings)
 
     monkeypatch.setattr(zoo_runs, "start_model", lambda seed, **_: None)
     monkeypatch.setattr(zoo_runs, "gold_pairs", lambda count, seed: f"{count} pairs")
     monkeypatch.setattr(zoo_runs, "reward_model", no_training)
     wanted = [one for one in cures_runs.settings(quick=False) if one.get("like") == like]
     assert [one["seed"] for one in wanted] == list(range(5))
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SeenError) as stop:
         cures_runs.run(wanted[0])
-    assert seen[0].get("epochs", 1.0) == passes and seen[0]["data"] == ["zoo", "5700 pairs"]
+    train = stop.value.args[0]
+    assert train.get("epochs", 1.0) == passes and train["data"] == ["zoo", "5700 pairs"]

@@ -90,6 +90,9 @@ def test_the_circle_runs_and_its_table_names_every_round(tmp_path):
     assert (out / "loop.png").exists()
     other = shell("loop.sh", "1", "31", str(out), code=2, **environment)
     assert f"--out {out} holds a loop with --comparisons 30, not 31" in other.stderr
+    own = {name: value for name, value in environment.items() if name != "REWARD_MODEL"}
+    own_first = shell("loop.sh", "1", "30", str(out), code=2, **own)
+    assert f"--reward-model {reward}, not nothing" in own_first.stderr
     fewer = shell("loop.sh", "1", "41", str(tmp_path / "new"), code=2, **environment)
     assert "--old 40 is below --comparisons 41" in fewer.stderr
     assert not (tmp_path / "new").exists()
