@@ -21,13 +21,14 @@ from tiny_models import tiny_folder, tiny_pairs, write_rows
 import train_policy
 import train_rm
 from rlhf_min.command_line import parse
-from rlhf_min.hardware import ranks
+from rlhf_min.hardware import optimiser, ranks
 from rlhf_min.models.batches import tree_batches
 from rlhf_min.models.loading import load_causal_lm
 from rlhf_min.models.prompt_tree import hidden_states
 from rlhf_min.reporting import report
 from rlhf_min.reporting.run_folder import RunLog
 
+optimiser.PIECE = 300  # so that the tiny models have buckets for every process to own
 # 14 pairs in batches of 6: the last batch has 2, fewer than four processes.
 RM = (
     "--dtype float64 --model base --data pairs.jsonl --eval-data held.jsonl --epochs 2 "

@@ -19,6 +19,10 @@ def layer(dtype: torch.dtype) -> torch.nn.Linear:
     return module.to(dtype)
 
 
+def parts_of(optimiser: MasterAdamW) -> list:
+    return [part for bucket in optimiser.buckets for part in bucket.parts]
+
+
 def train(module, optimiser, steps: int, lr: float) -> None:
     for _ in range(steps):
         module(torch.ones(2, 4, dtype=module.weight.dtype)).float().sum().backward()
@@ -32,7 +36,7 @@ def test_trap_17_tiny_updates_of_bfloat16_weights_add_up_in_the_master():
     train(module, optimiser, 100, 1e-6)
     assert module.weight.dtype == torch.bfloat16 and (module.weight == 1).all()  # not yet visible
     assert_close(
-        optimiser.parts[0].master.view(3, 4), torch.full((3, 4), 1 - 1e-4), atol=5e-6, rtol=0
+        parts_of(optimiser)[0].master.view(3, 4), torch.full((3, 4), 1 - 1e-4), atol=5e-6, rtol=0
     )
     train(module, optimiser, 100, 1e-4)
     assert_close(module.weight.float(), torch.full((3, 4), 0.99), atol=0.005, rtol=0)
@@ -85,14 +89,14 @@ def test_the_norm_is_clipped_over_all_weights_together():
     optimiser = MasterAdamW(module)
     (module.weight.sum() * 3 + module.bias.sum() * 4).backward()
     expected = (12 * 9 + 3 * 16) ** 0.5
-    seen = []
-    for part in optimiser.parts:  # both weights are one piece
+    (bucket,), seen = optimiser.buckets, []  # both weights fit in one
+    adam_step = bucket.adam.step
 
-        def step(adam_step=part.adam.step, master=part.master):
-            seen.append(master.grad.clone())
-            adam_step()
+    def step():
+        seen.extend(part.master.grad.clone() for part in bucket.parts)
+        adam_step()
 
-        part.adam.step = step
+    bucket.adam.step = step
     assert optimiser.step(0.1, 2.0) == pytest.approx(expected)
     assert len(seen) == 2
     assert torch.cat(seen).norm().item() == pytest.approx(2.0, rel=1e-4)
@@ -103,7 +107,8 @@ def test_a_weight_of_several_pieces_gets_exactly_adamw(monkeypatch):
     monkeypatch.setattr("rlhf_min.hardware.optimiser.PIECE", 5)
     ours, theirs = layer(torch.float64), layer(torch.float64)
     optimiser = MasterAdamW(ours, weight_decay=0.1)
-    assert [part.index for part in optimiser.parts] == [0, 0, 0, 1]
+    indices = [[part.index for part in bucket.parts] for bucket in optimiser.buckets]
+    assert indices == [[0], [0], [0, 1]]  # the last piece of 2 numbers, and the bias of 3
     adam = torch.optim.AdamW(theirs.parameters(), lr=0.01, weight_decay=0.1, betas=(0.9, 0.95))
     torch.manual_seed(1)
     for _ in range(9):
@@ -117,6 +122,19 @@ def test_a_weight_of_several_pieces_gets_exactly_adamw(monkeypatch):
         assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-12, atol=1e-12)
 
 
+def test_small_weights_are_updated_together_and_no_bucket_is_too_large(monkeypatch):
+    monkeypatch.setattr("rlhf_min.hardware.optimiser.PIECE", 300)
+    model = tiny_model("llama")
+    model.lm_head.to(torch.bfloat16)
+    optimiser = MasterAdamW(model)
+    parts = parts_of(optimiser)
+    assert sum(part.weight.numel() for part in parts) == sum(p.numel() for p in model.parameters())
+    assert 1 < len(optimiser.buckets) < len(parts)
+    for bucket in optimiser.buckets:
+        assert sum(part.weight.numel() for part in bucket.parts) <= 300
+        assert len({part.weight.dtype for part in bucket.parts}) == 1
+
+
 def test_one_gradient_waits_in_bfloat16_and_is_gone_after_the_step():
     module = layer(torch.bfloat16)
     optimiser = MasterAdamW(module)
@@ -124,7 +142,7 @@ def test_one_gradient_waits_in_bfloat16_and_is_gone_after_the_step():
     assert [g.dtype for g in optimiser.gradients.values()] == [torch.bfloat16]
     optimiser.step(0.1, 1.0)
     assert not optimiser.gradients and module.weight.grad is None
-    assert all(part.master.grad is None for part in optimiser.parts)
+    assert all(part.master.grad is None for part in parts_of(optimiser))
     before = module.bias.clone()
     module.weight.sum().backward()  # a weight without a gradient stays, whatever its moments are
     optimiser.step(0.1, 1.0)
@@ -159,7 +177,7 @@ def test_a_saved_state_goes_on_exactly(dtype, tmp_path):
 def test_a_tied_weight_is_updated_once():
     model = tiny_model("qwen2", dtype=torch.bfloat16)
     optimiser = MasterAdamW(model)
-    assert len({part.index for part in optimiser.parts}) == len(
+    assert len({part.index for part in parts_of(optimiser)}) == len(
         {p.data_ptr() for p in model.parameters()}
     )
     ids = torch.tensor([[5, 6, 7]])

@@ -144,11 +144,13 @@ def reduce_to(owner: int, gradient: Tensor) -> None:
         dist.reduce(gradient, owner)
 
 
-def broadcast_from(owner: int, tensor: Tensor) -> None:
-    """Give all ranks the numbers that rank `owner` has in a tensor, in place."""
+def broadcast_from(owner: int, tensors: list[Tensor]) -> None:
+    """Give all ranks the numbers that rank `owner` has in flat tensors of one dtype, in place."""
     if _Group.size > 1:
-        _Group.moved += tensor.numel() * tensor.element_size()
-        dist.broadcast(tensor, owner)
+        flat = torch.cat(tensors)
+        _Group.moved += flat.numel() * flat.element_size()
+        dist.broadcast(flat, owner)
+        torch._foreach_copy_(tensors, flat.split([len(tensor) for tensor in tensors]))
 
 
 def to_first(owner: int, tensor: Tensor) -> None:
