@@ -18,7 +18,7 @@ from rlhf_min.hardware import packing, static_decoding
 from rlhf_min.hardware.attention import NAME
 from rlhf_min.hardware.decoding import Decoder, decoding_mode
 from rlhf_min.hardware.static_decoding import StaticDecoder, use_static
-from rlhf_min.models import sampling
+from rlhf_min.models import decoding, sampling
 from rlhf_min.models.decoding import make_decoder
 from rlhf_min.models.sampling import sample
 
@@ -57,6 +57,29 @@ def test_each_step_follows_from_the_whole_row(static, family, attention):
     assert type(decoder) is (StaticDecoder if static else Decoder)
     assert_close(decoder.logits, plain_logits(model, torch.zeros(6, 0, dtype=torch.long)))
     follow(decoder, model)
+
+
+@pytest.mark.parametrize(("family", "attention"), [*MODELS[:3], ("cohere", "eager")])
+@torch.no_grad()
+def test_a_cache_grows_by_blocks_and_hides_what_is_not_written(family, attention, monkeypatch):
+    """Ten tokens in blocks of 4; whatever lies in places that are not written must not matter."""
+    monkeypatch.setattr(hardware, "BLOCK", 4)
+    monkeypatch.setattr(decoding, "BLOCK", 4)
+    model = tiny_model(family, attention, torch.float32)
+    decoder, answers = make_decoder(model, PROMPTS, 2, 10), torch.zeros(6, 0, dtype=torch.long)
+    torch.manual_seed(0)
+    copies, before = 0, decoder.cache.layers[0].keys
+    for _ in range(10):
+        for layer in decoder.cache.layers:
+            assert layer.keys.is_contiguous() and layer.keys.shape[2] % 4 == 0
+            layer.keys[:, :, layer.length :] = layer.values[:, :, layer.length :] = 1e4
+        answers = torch.cat([answers, torch.randint(3, 9, (6, 1))], 1)
+        logits = decoder(answers[:, -1])
+        assert_close(logits, plain_logits(model, answers), atol=1e-4, rtol=1e-4)
+        copies += decoder.cache.layers[0].keys is not before
+        before = decoder.cache.layers[0].keys
+    assert copies == 3  # at the 9th, 13th and 17th token of the longest row
+    assert decoder.cache.get_seq_length() == 17
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Decoding one token at a time with a KV cache that is never copied, and with packed weights."""
+"""Decoding one token at a time with a KV cache that is rarely copied, and with packed weights."""
 
 from contextlib import contextmanager
 
@@ -10,40 +10,56 @@ from transformers.cache_utils import DynamicLayer
 
 from rlhf_min.hardware.packing import can_pack, packed_forwards
 
+BLOCK = 32  # tokens by which a cache grows
 PACK_FROM = 16  # new tokens from which packing pays: it costs what about ten of them save
 
 
-class GrowingLayer(DynamicLayer):
-    """A cache layer with room allocated in advance for new tokens.
+def only_the_mask_hides(model) -> bool:
+    """Whether the model's cache may hold places that are not written yet and that the mask hides.
 
-    Keys are stored transposed, [B, heads, size, tokens], because a product with one query reads
-    them in that order.  `update` returns views in the usual order.
+    Not where a layer has a sliding window: it is counted from the end of the cache.
+    """
+    gpt_neo_window = getattr(model.config.get_text_config(), "window_size", None)
+    layers = DynamicCache(config=model.config).layers
+    return gpt_neo_window is None and all(type(layer) is DynamicLayer for layer in layers)
+
+
+class GrowingLayer(DynamicLayer):
+    """A cache layer that grows by BLOCK tokens at a time, so that few steps copy it.
+
+    `update` returns whole blocks, because oneDNN would copy a slice before every product.  Places
+    that are not written yet hold zeros, and the mask hides them.
     """
 
-    def __init__(self, layer: DynamicLayer, samples: int, room: int):
+    def __init__(self, layer: DynamicLayer, samples: int):
         """layer: filled by the prompts; every row is repeated `samples` times."""
         super().__init__()
         self.lazy_initialization(layer.keys, layer.values)
         self.length = layer.keys.shape[-2]
-        self.key_store = F.pad(layer.keys.mT, (0, room)).repeat_interleave(samples, 0)
-        self.value_store = F.pad(layer.values, (0, 0, 0, room)).repeat_interleave(samples, 0)
-        self._set_views()
-
-    def _set_views(self) -> None:
-        self.keys = self.key_store[..., : self.length].mT
-        self.values = self.value_store[:, :, : self.length]
+        self.keys = with_room(layer.keys, self.length + 1).repeat_interleave(samples, 0)
+        self.values = with_room(layer.values, self.length + 1).repeat_interleave(samples, 0)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
-        """Append the states of new tokens [B, heads, new, size]; returns all keys and values."""
+        """Append the states of new tokens [B, heads, new, size]; returns the whole cache."""
         begin, self.length = self.length, self.length + key_states.shape[-2]
-        self.key_store[..., begin : self.length] = key_states.mT
-        self.value_store[:, :, begin : self.length] = value_states
-        self._set_views()
+        self.keys, self.values = (with_room(x, self.length) for x in (self.keys, self.values))
+        self.keys[:, :, begin : self.length] = key_states
+        self.values[:, :, begin : self.length] = value_states
         return self.keys, self.values
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        self.key_store, self.value_store = self.key_store[indices], self.value_store[indices]
-        self._set_views()
+    def get_seq_length(self) -> int:
+        return self.length
+
+
+def with_room(states: Tensor, tokens: int) -> Tensor:
+    """States [B, heads, tokens, size] that end after a whole block and hold that many tokens."""
+    more = rounded_up(tokens, BLOCK) - states.shape[-2]
+    return F.pad(states, (0, 0, 0, more)) if more > 0 else states
+
+
+def rounded_up(tokens: int, block: int) -> int:
+    """The smallest multiple of `block` that is not below `tokens`."""
+    return tokens + -tokens % block
 
 
 class Decoder:
@@ -51,16 +67,22 @@ class Decoder:
 
     compact_below = 0.75  # share of running rows: compacting the cache for fewer rows costs time
 
-    def __init__(self, model, cache: DynamicCache, logits: Tensor, mask, position, width: int):
-        """mask [B, 1, 1, room] additive or [B, room]; position [B, 1]; width: prompt tokens."""
+    def __init__(self, model, cache, logits: Tensor, mask, position, width: int, block: int):
+        """mask [B, 1, 1, room] additive or [B, room]; position [B, 1]; width: prompt tokens.
+
+        An additive mask hides all new tokens; each step shows one more.  block: the cache's layers
+        return a multiple of so many tokens.
+        """
         self.model, self.cache, self.logits = model, cache, logits
-        self.mask, self.position, self.width = mask, position, width
+        self.mask, self.position, self.width, self.block = mask, position, width, block
 
     def __call__(self, token: Tensor) -> Tensor:
         """The next token of each row [B] → the logits after it [B, V]."""
         self.width += 1
         self.position = self.position + 1
-        mask = self.mask[..., : self.width]
+        if self.mask.dim() == 4:
+            self.mask[..., self.width - 1] = 0
+        mask = self.mask[..., : rounded_up(self.width, self.block)]
         return next_logits(self.model, self.cache, token[:, None], mask, self.position)
 
     def keep(self, rows: Tensor) -> None:

@@ -6,29 +6,21 @@ import warnings
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from rlhf_min.hardware.decoding import Decoder, next_logits
+from rlhf_min.hardware.decoding import Decoder, next_logits, only_the_mask_hides
 
 
 def use_static(model) -> bool:
     """Whether `StaticDecoder` can decode: on a GPU, without sliding window or recurrent state."""
-    # of GPT-Neo, which also copies a number from the CPU in every layer
-    window = getattr(model.config.get_text_config(), "window_size", None)
-    if model.device.type != "cuda" or window is not None:
-        return False
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+    return model.device.type == "cuda" and only_the_mask_hides(model)
 
 
 class StaticLayer(DynamicLayer):
-    """A cache layer of fixed size that writes at the position held by the tensor `write_at` [1].
-
-    Keys are stored in the usual order: PyTorch's fused kernels on a GPU accept no other.
-    """
+    """A cache layer of fixed size that writes at the position held by the tensor `write_at` [1]."""
 
     def __init__(self, layer: DynamicLayer, samples: int, room: int, write_at: Tensor):
-        """As GrowingLayer; write_at is shared by all layers."""
+        """As GrowingLayer; room: new tokens at most; write_at is shared by all layers."""
         super().__init__()
         self.lazy_initialization(layer.keys, layer.values)
         self.write_at = write_at
@@ -56,7 +48,6 @@ class StaticDecoder(Decoder):
         """state: as Decoder; write_at [1]: where the next token goes, shared with StaticLayers."""
         super().__init__(*state)
         self.write_at = write_at
-        self.mask[..., self.width :] = torch.finfo(self.mask.dtype).min
         self.token = torch.zeros_like(self.position)
         self.graph, self.capturable = None, self.model.device.type == "cuda"
 

@@ -3,9 +3,15 @@
 import torch
 import torch.nn.functional as F
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
-from rlhf_min.hardware.decoding import Decoder, GrowingLayer, RecomputingDecoder, next_logits
+from rlhf_min.hardware.decoding import (
+    BLOCK,
+    Decoder,
+    GrowingLayer,
+    RecomputingDecoder,
+    next_logits,
+    only_the_mask_hides,
+)
 from rlhf_min.hardware.static_decoding import StaticDecoder, StaticLayer, use_static
 from rlhf_min.models.batches import layout_of
 from rlhf_min.models.layout import slides, tree_mask
@@ -22,8 +28,7 @@ def make_decoder(model, prompts: list[list[int]], samples: int, room: int, stati
             return RecomputingDecoder(model, prompts, samples, room)
         static = use_static(model)
     width = max(map(len, prompts))
-    if static:
-        room += -(width + room) % 16  # fused attention kernels need aligned masks
+    room += -(width + room) % BLOCK  # fused attention kernels of a GPU need aligned masks too
     # Padded on the left, so that the last token is in place.
     rows = [[0] * (width - len(prompt)) + prompt for prompt in prompts]
     segments = [[-1] * (width - len(prompt)) + [0] * len(prompt) for prompt in prompts]
@@ -35,15 +40,19 @@ def make_decoder(model, prompts: list[list[int]], samples: int, room: int, stati
     cache = DynamicCache(config=model.config)
     logits = next_logits(model, cache, ids, mask, positions).repeat_interleave(samples, 0)
     write_at = torch.full((1,), width, device=model.device)
+    blocks = not two_dimensional and only_the_mask_hides(model)
     for i, layer in enumerate(cache.layers):
-        if type(layer) is not DynamicLayer:  # sliding windows, recurrent states
-            layer.batch_repeat_interleave(samples)
-        elif static:
+        if static:
             cache.layers[i] = StaticLayer(layer, samples, room, write_at)
+        elif blocks:
+            cache.layers[i] = GrowingLayer(layer, samples)
         else:
-            cache.layers[i] = GrowingLayer(layer, samples, room)
-    # A new token sees what the last token of its prompt sees, and the new tokens before it.
-    mask = F.pad(mask, (0, room), value=1) if two_dimensional else F.pad(mask[:, :, -1:], (0, room))
+            layer.batch_repeat_interleave(samples)
+    # A new token sees what the last token of its prompt sees, and itself (below: in each step).
+    if two_dimensional:
+        mask = F.pad(mask, (0, room), value=1)
+    else:
+        mask = F.pad(mask[:, :, -1:], (0, room), value=torch.finfo(mask.dtype).min)
     mask, position = (x.repeat_interleave(samples, 0) for x in (mask, positions[:, -1:]))
-    state = model, cache, logits, mask, position, width
+    state = model, cache, logits, mask, position, width, BLOCK if blocks else 1
     return StaticDecoder(*state, write_at=write_at) if static else Decoder(*state)
