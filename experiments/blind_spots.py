@@ -35,23 +35,23 @@ DEFECTS = (
     "no closing",
 )
 TRUTH = ("wrong fact", "wrong animal")  # only somebody who knows the world can see these
-DEFAULT, SIX = "1 pass, learning rate 3e-3 (the default)", "6 passes, 1e-3"
+DEFAULT, SIX = "1 epoch, learning rate 3e-3 (the default)", "6 epochs, 1e-3"
 VARIANTS = {  # name → settings of train_rm.py
     DEFAULT: {},
-    "1 pass, 1e-3": {"lr": 1e-3},
-    "3 passes, 3e-3": {"epochs": 3.0},
-    "3 passes, 1e-3": {"epochs": 3.0, "lr": 1e-3},
-    "6 passes, 3e-3": {"epochs": 6.0},
+    "1 epoch, 1e-3": {"lr": 1e-3},
+    "3 epochs, 3e-3": {"epochs": 3.0},
+    "3 epochs, 1e-3": {"epochs": 3.0, "lr": 1e-3},
+    "6 epochs, 3e-3": {"epochs": 6.0},
     SIX: cures_runs.SIX_PASSES,
-    "ratings head, `--earth-mover 1 --label-width 0.5`, 1 pass": {
+    "ratings head, `--earth-mover 1 --label-width 0.5`, 1 epoch": {
         "head": "ratings",
         "earth_mover": 1.0,
         "label_width": 0.5,
     },
 }
 LOOPS = {  # name → the loop of the study of the cures whose last reward model it is
-    "1 pass, then three rounds of the loop": cures_runs.LOOP,
-    "6 passes, then three rounds of the loop": cures_runs.LONGER,
+    "1 epoch, then three rounds of the loop": cures_runs.LOOP,
+    "6 epochs, then three rounds of the loop": cures_runs.LONGER,
 }
 COLOURS = ("#D55E00", "#0072B2", "#E69F00", "#009E73")  # told apart by the colour-blind
 KL = 0.2  # weight of the penalty, as in recipes/loop.py
@@ -168,7 +168,7 @@ def report(rows: list[dict], out: Path) -> str:
         cells += [_plain(values(own, "kl"), 1)]
         cells += [_plain(values(by_defect[name], defect)) for defect in DEFECTS]
         lines.append([name, *cells])
-    header = ["reward model", "held-out pairs", "gold of a policy", "its KL", *DEFECTS]
+    header = ["reward model", "accuracy on held-out pairs", "gold of a policy", "its KL", *DEFECTS]
     text = (
         "Means over seeds; a coin has 0.5. All reward models are asked about the same pairs, one "
     )
@@ -185,18 +185,18 @@ def _plain(numbers: list[float], digits: int = 2) -> str:
 
 
 def _claims(found: dict, by_defect: dict) -> list[list[str]]:
-    """What the defaults do not see, and what six passes change, with intervals over seeds."""
+    """What the defaults do not see, and what six epochs change, with intervals over seeds."""
     usual, longer = by_defect.get(DEFAULT, {}), by_defect.get(SIX, {})
     lines = []
     for defect in TRUTH:
         above = [value - 0.5 for value in values(usual, defect)]
         claim = f"the default reward model tells a {defect} from the truth better than a coin"
         lines.append(claim_row(claim, above, "accuracy minus 0.5", 2))
-        claim = f"six passes tell a {defect} from the truth better than the default"
-        lines.append(claim_row(claim, paired(longer, usual, defect), "six minus one pass", 2))
+        claim = f"six epochs tell a {defect} from the truth better than the default"
+        lines.append(claim_row(claim, paired(longer, usual, defect), "six minus one epoch", 2))
     gains = paired(found.get(SIX, {}), found.get(DEFAULT, {}), "gold")
-    claim = f"a policy trained with the reward model of six passes has more gold (KL weight {KL:g})"
-    lines.append(claim_row(claim, gains, "six minus one pass", 2))
+    claim = f"a policy trained with the reward model of six epochs has more gold (KL weight {KL:g})"
+    lines.append(claim_row(claim, gains, "six minus one epoch", 2))
     return lines
 
 

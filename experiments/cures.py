@@ -57,9 +57,14 @@ def _setting(row: dict) -> tuple:
     return own["cure"], own["kl"], own.get("like")
 
 
+def minus(own: dict[int, float], base: dict[int, float]) -> dict[int, float]:
+    """The difference of each seed that both have."""
+    return {s: own[s] - base[s] for s in own if s in base}
+
+
 def difference(own: dict[int, float], base: dict[int, float]) -> str:
     """Mean paired difference over the seeds that both have, with its 95 % interval."""
-    return lab.shown([own[s] - base[s] for s in own if s in base])
+    return lab.shown([*minus(own, base).values()])
 
 
 CURES_EXPLAINED = (
@@ -81,7 +86,8 @@ def report(rows: list[dict], out: Path) -> str:
     parts = []
     if any(select(rows, name, LOOP_KL) for name in LOOPS):
         parts.append(loop_table(rows))
-    parts += loop_differences(rows)
+    if differences := loop_differences(rows):
+        parts.append(differences)
     if loop := select(rows, LONGER, LOOP_KL):
         parts.append(gain_table(loop))
     header = ["KL penalty 0.1", "gold", "against none", "KL", "accuracy of the reward models"]
@@ -94,27 +100,34 @@ def report(rows: list[dict], out: Path) -> str:
     return "\n\n".join(parts)
 
 
-def loop_differences(rows: list[dict]) -> list[str]:
-    """Sentences: the loop against as many pairs at once, and a longer first training against one.
+def loop_differences(rows: list[dict]) -> str:
+    """Table of differences of gold: the loop against as many pairs at once, six epochs against one.
 
-    After 240 policy steps each, on the same seeds.
+    After 240 policy steps each, on the same seeds; "" if no two of them were run.
     """
-    golds = {
-        (name, like): {s: r["gold"] for s, r in select(rows, name, LOOP_KL, like).items()}
-        for name, like in ((LOOP, None), (LONGER, None), (MORE, LOOP), (MORE, LONGER))
+    one, six = "epochs of the first reward model: 1", "epochs: 6"
+    results = {
+        ("loop", one): select(rows, LOOP, LOOP_KL),
+        ("loop", six): select(rows, LONGER, LOOP_KL),
+        ("more pairs", one): select(rows, MORE, LOOP_KL, LOOP),
+        ("more pairs", six): select(rows, MORE, LOOP_KL, LONGER),
     }
-    pairs = "judging and retraining (5 700 comparisons asked) minus 5 700 more pairs at once"
-    loops = "judging and retraining after a first reward model of 6 passes minus the same after"
-    compared = [
-        (f"{pairs}, first reward model of 1 pass", (LOOP, None), (MORE, LOOP)),
-        (f"{pairs}, first reward model of 6 passes", (LONGER, None), (MORE, LONGER)),
-        (f"{loops} 1 pass", (LONGER, None), (LOOP, None)),
-    ]
-    return [
-        f"Gold after 240 policy steps, {text}: {difference(golds[a], golds[b])} ratings."
-        for text, a, b in compared
-        if golds[a].keys() & golds[b].keys()
-    ]
+    gold = {key: {s: r["gold"] for s, r in found.items()} for key, found in results.items()}
+    first = {key: {s: r["curve"][0][1] for s, r in results[key].items()} for key in results}
+    above = {n: minus(gold["loop", n], gold["more pairs", n]) for n in (one, six)}
+    compared = {
+        f"loop minus more pairs; {one}": above[one],
+        f"loop minus more pairs; {six}": above[six],
+        "the first of these differences minus the second": minus(above[one], above[six]),
+        "loop: 6 epochs minus 1": minus(gold["loop", six], gold["loop", one]),
+        "more pairs: 6 epochs minus 1": minus(gold["more pairs", six], gold["more pairs", one]),
+        "loop, before any judging (60 steps): 6 epochs minus 1": minus(
+            first["loop", six], first["loop", one]
+        ),
+    }
+    lines = [[name, lab.shown([*found.values()])] for name, found in compared.items() if found]
+    header = ["gold after 240 policy steps", "difference, ratings"]
+    return lab.table(header, lines) if lines else ""
 
 
 def equal_kl_table(rows: list[dict], names: list[str]) -> str:
@@ -172,9 +185,9 @@ def loop_table(rows: list[dict]) -> str:
     """The loops round by round, beside one training on as many comparisons and steps."""
     loops = {name: found for name in LOOPS if (found := select(rows, name, LOOP_KL))}
     curves = {name: {s: r["curve"] for s, r in loop.items()} for name, loop in loops.items()}
-    for passes, like in (("1 pass", LOOP), ("6 passes", LONGER)):
+    for epochs, like in (("1 epoch", LOOP), ("6 epochs", LONGER)):
         if once := select(rows, MORE, LOOP_KL, like):
-            name = f"5 700 more pairs of random answers at once, {passes}"
+            name = f"5 700 more pairs of random answers at once, {epochs}"
             curves[name] = {s: r["curve"][1:] for s, r in once.items()}
     lines = []
     for n in range(max(LOOPS[name][0] for name in loops) + 1):
@@ -200,7 +213,7 @@ def gain_table(loop: dict[int, dict]) -> str:
     text += "divided by its standard deviation over the start model's answers, times the standard "
     text += "deviation of their gold ratings."
     header = [
-        "round of the loop, 3 × 1900 after 6 passes",
+        "round of the loop, 3 × 1900, first reward model of 6 epochs",
         "predicted gain, ratings",
         "gain in gold, ratings",
     ]

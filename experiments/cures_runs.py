@@ -32,7 +32,7 @@ PENALTIES = (0.0, 0.1)  # the second is the default of train_policy.py
 SIX_PASSES = {"epochs": 6.0, "lr": 1e-3}  # settings of train_rm.py
 LOOP, FINER, LONGER = (
     f"judging and retraining, {n}"
-    for n in ("3 × 1900", "5 × 1140", "3 × 1900, first reward model of 6 passes")
+    for n in ("3 × 1900", "5 × 1140", "3 × 1900, first reward model of 6 epochs")
 )
 # name → rounds, comparisons of each, settings of the first reward model
 LOOPS = {LOOP: (ROUNDS, JUDGED, {}), FINER: (5, 1140, {}), LONGER: (ROUNDS, JUDGED, SIX_PASSES)}

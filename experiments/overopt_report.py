@@ -191,7 +191,7 @@ def stop_table(cells: tables.Cells) -> str:
     head = ["pairs", "rule", "share stopped", "step", "gold lost", "gold lost by the full run"]
     text = """\
 Diagnosis: stop at the first step where the report says *hacking*, which needs gold. Signs of
-collapse: stop at the first step where 90 % of the pairs of answers to a prompt are equal, less than
+collapse: stop at the first step where 90 % of the pairs of answers in a step are equal, less than
 5 % of answers end, or KL is above 10 nats, which needs no gold. Share stopped: of the runs; step:
 where these stopped, of 50, on average. Gold lost: gold at the best step of the other seeds minus
 gold at the stop, or at the end."""

@@ -2,9 +2,9 @@
 
     python recipes/loop.py --rounds 3 --comparisons 1900 --out runs/loop
 
-Without --reward-model a first one is trained with six passes over the pairs.  After one pass, as in
-`make demo`, it cannot tell a wrong fact from the truth, and three rounds teach it that in one seed
-of five only (experiments/blind_spots.py).
+Without --reward-model a first one is trained for six epochs.  After one epoch, as in `make demo`, a
+reward model cannot tell a wrong fact from the truth, and three rounds teach it that in one seed of
+five only (experiments/blind_spots.py).
 
 In each round the judge compares two answers of the present policy to each training question,
 because the reward model must tell apart what this policy writes.  The verdicts are added to all
@@ -30,7 +30,7 @@ class Config:
     out: str = option("runs/loop", "folder of all the runs")
     seed: int = option(0, "of the first policy; round n has 100 * seed + n", at_least=0)
     start: str = option("runs/zoo-base", "start model, to which KL is measured")
-    reward_model: str = option("", "of round 0: folder (nothing: train one of six passes)")
+    reward_model: str = option("", "of round 0: folder (nothing: train one of six epochs)")
     steps: int = option(60, "of each policy", at_least=1)
     kl: float = option(0.2, "weight of the KL penalty", at_least=0)
     lr: float = option(5e-4, "learning rate of each policy", above=0)
@@ -56,7 +56,7 @@ from rlhf_min.data.files import read_json, replace_text
 from rlhf_min.defaults import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
-PASSES = 6  # over the pairs, for a reward model that is trained from the start model
+EPOCHS = 6  # over the pairs, for a reward model that is trained from the start model
 
 
 def main(config: Config) -> None:
@@ -69,7 +69,7 @@ def main(config: Config) -> None:
     policy, previous, judged = out / "policy-0", start, []
     if not reward:
         reward = out / "rm-0"
-        step("train_rm.py", reward, "--model", start, *train, "--epochs", PASSES,
+        step("train_rm.py", reward, "--model", start, *train, "--epochs", EPOCHS,
              "--seed", config.seed)  # fmt: skip
     step("train_policy.py", policy, "--model", start, "--reward-model", reward, *settings,
          "--seed", config.seed)  # fmt: skip
@@ -84,11 +84,11 @@ def main(config: Config) -> None:
                  *seed)  # fmt: skip
             judged.append(out / f"judge-{number}/comparisons.jsonl")
             data = ["--limit", config.old, "--data", "zoo"] if config.old else ["--data"]
-            model, passes = (start, PASSES) if config.cold else (reward, 2)
+            model, epochs = (start, EPOCHS) if config.cold else (reward, 2)
             reward = out / f"rm-{number}"
             # A sampled answer may hold a NUL character, which train_rm.py counts as a bad row.
             step("train_rm.py", reward, "--model", model, *head, *data, *judged, *train,
-                 "--epochs", passes, "--skip-bad-rows", *seed)  # fmt: skip
+                 "--epochs", epochs, "--skip-bad-rows", *seed)  # fmt: skip
         previous, policy = policy, out / f"policy-{number}"
         step("train_policy.py", policy, "--model", previous, "--reference", start,
              "--reward-model", reward, *settings, *seed)  # fmt: skip

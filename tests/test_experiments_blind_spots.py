@@ -67,8 +67,8 @@ def test_the_report_compares_six_passes_with_one_by_seed(tmp_path):
             result |= {"accuracy": 0.8, "gold": 8.0 + one["seed"] - known, "kl": 1.0}
         rows.append({"settings": one, "result": result})
     claims = [line for line in blind_spots.report(rows, tmp_path).splitlines() if "six" in line]
-    assert all("| yes | six minus one pass: 0.30 [" in line for line in claims[:2])
-    assert "| **refuted** | six minus one pass: -1.00 [" in claims[2] and len(claims) == 3
+    assert all("| yes | six minus one epoch: 0.30 [" in line for line in claims[:2])
+    assert "| **refuted** | six minus one epoch: -1.00 [" in claims[2] and len(claims) == 3
     lines = blind_spots.report(rows, tmp_path).splitlines()
     loops = [line for line in lines if "rounds of the loop" in line]
     assert all(line.split(" | ")[1:4] == ["–"] * 3 for line in loops) and len(loops) == 2

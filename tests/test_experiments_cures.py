@@ -46,30 +46,30 @@ def row(cure: str, seed: int, gold: float, like: str | None = None, **more) -> d
     return {"settings": own, "result": {"gold": gold, "kl": 3.0, "curve": curve, **more}}
 
 
-def test_the_loops_are_compared_with_as_many_pairs_at_once_after_as_many_passes():
+def test_the_loops_are_compared_with_as_many_pairs_at_once_after_as_many_epochs():
     loop, longer, more = cures_runs.LOOP, cures_runs.LONGER, cures_runs.MORE
     judged = {"comparisons": [1000, 500, 250], "predicted": [0.0, 0.4, 0.3, 0.2]}
     rows = []
     for seed in range(3):
         level = 7.0 + seed  # differences are taken within a seed
-        rows += [row(loop, seed, level + 1, **judged), row(longer, seed, level + 1.5, **judged)]
+        early = [[0.0, level + 0.8], *([float(n), level + 1.5] for n in (1, 2, 3))]
+        rows.append(row(loop, seed, level + 1, **judged))  # its first policy: level + 0.7
+        rows.append(row(longer, seed, level + 1.5, **judged, curve=early))
         rows += [row(more, seed, level, like=loop), row(more, seed, level + 0.75, like=longer)]
-    sentences = cures.loop_differences(rows)
-    assert len(sentences) == 3
-    for sentence, end, gap in zip(
-        sentences, ("1 pass", "6 passes", "1 pass"), (1, 0.75, 0.5), strict=True
-    ):
-        assert sentence.endswith(f"{end}: {gap:.2f} [{gap:.2f}, {gap:.2f}] ratings.")
+    lines = cures.loop_differences(rows).splitlines()[2:]
+    gaps = (1, 0.75, 0.25, 0.5, 0.75, 0.1)
+    for line, gap in zip(lines, gaps, strict=True):
+        assert line.endswith(f"| {gap:.2f} [{gap:.2f}, {gap:.2f}] |"), line
     header, _, first, *_, last = cures.loop_table(rows).splitlines()
     place = header.split(" | ").index(longer)
     assert last.split(" | ")[place].endswith("; 1750") and ";" not in first
     once = [cell for cell in header.split(" | ") if "at once" in cell]
-    assert [cell.strip(" |").rpartition(", ")[2] for cell in once] == ["1 pass", "6 passes"]
-    assert cures.loop_differences(rows[:1]) == []
+    assert [cell.strip(" |").rpartition(", ")[2] for cell in once] == ["1 epoch", "6 epochs"]
+    assert cures.loop_differences(rows[:1]) == ""
 
 
-@pytest.mark.parametrize(("like", "passes"), [(cures_runs.LOOP, 1.0), (cures_runs.LONGER, 6.0)])
-def test_the_pairs_at_once_are_learned_in_as_many_passes_as_the_loop_s(like, passes, monkeypatch):
+@pytest.mark.parametrize(("like", "epochs"), [(cures_runs.LOOP, 1.0), (cures_runs.LONGER, 6.0)])
+def test_the_pairs_at_once_are_learned_in_as_many_epochs_as_the_loop_s(like, epochs, monkeypatch):
     class SeenError(Exception):
         """Raised where the training would begin; holds its settings."""
 
@@ -84,4 +84,4 @@ def test_the_pairs_at_once_are_learned_in_as_many_passes_as_the_loop_s(like, pas
     with pytest.raises(SeenError) as stop:
         cures_runs.run(wanted[0])
     train = stop.value.args[0]
-    assert train.get("epochs", 1.0) == passes and train["data"] == ["zoo", "5700 pairs"]
+    assert train.get("epochs", 1.0) == epochs and train["data"] == ["zoo", "5700 pairs"]

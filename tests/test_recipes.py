@@ -98,7 +98,7 @@ def test_the_circle_runs_and_its_table_names_every_round(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_without_a_reward_model_the_loop_trains_its_first_one_in_six_passes(tmp_path, monkeypatch):
+def test_without_a_reward_model_the_loop_trains_its_first_one_in_six_epochs(tmp_path, monkeypatch):
     """In this process, and shortened: --rounds 0 is the first reward model and its policy."""
     start = str(tmp_path / "start")
     start_model.build_base(start, steps=2, examples=64, hidden=32)
@@ -113,7 +113,7 @@ def test_without_a_reward_model_the_loop_trains_its_first_one_in_six_passes(tmp_
     )
     loop.main(loop.Config(rounds=0, out=str(tmp_path / "loop"), start=start, steps=1, seed=7))
     summary = json.loads((tmp_path / "loop/rm-0/summary.json").read_text())
-    assert summary["steps"] == 6 * -(-summary["pairs/train"] // 32)  # six passes in batches of 32
+    assert summary["steps"] == 6 * -(-summary["pairs/train"] // 32)  # six epochs in batches of 32
     record = json.loads((tmp_path / "loop/rm-0/run.json").read_text())["config"]
     assert (record["lr"], record["seed"], record["model"]) == (1e-3, 7, start)
     policy = json.loads((tmp_path / "loop/policy-0/run.json").read_text())["config"]
