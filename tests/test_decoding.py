@@ -20,6 +20,7 @@ from rlhf_min.hardware.decoding import Decoder, decoding_mode
 from rlhf_min.hardware.static_decoding import StaticDecoder, use_static
 from rlhf_min.models import decoding, sampling
 from rlhf_min.models.decoding import make_decoder
+from rlhf_min.models.layout import slides
 from rlhf_min.models.sampling import sample
 
 WHOLE = [(family, attention) for family, attention in MODELS if family != "gemma2"]  # no window
@@ -80,6 +81,20 @@ def test_a_cache_grows_by_blocks_and_hides_what_is_not_written(family, attention
         before = decoder.cache.layers[0].keys
     assert copies == 3  # at the 9th, 13th and 17th token of the longest row
     assert decoder.cache.get_seq_length() == 17
+
+
+@torch.no_grad()
+def test_a_window_that_no_layer_has_changes_nothing():
+    """Qwen2's window begins at a layer that is not there: trees, blocks and graphs are allowed."""
+    model = tiny_model(
+        "qwen2", "sdpa", torch.float32,
+        use_sliding_window=True, sliding_window=3, max_window_layers=99,
+    )  # fmt: skip
+    assert model.config.sliding_window == 3 and not slides(model, 10)
+    for static in (False, True):
+        decoder = make_decoder(model, PROMPTS, 2, 4, static)
+        assert decoder.block == 32 and type(decoder) is (StaticDecoder if static else Decoder)
+        follow(decoder, model)
 
 
 @torch.no_grad()

@@ -135,6 +135,10 @@ def test_small_weights_are_updated_together_and_no_bucket_is_too_large(monkeypat
         assert len({part.weight.dtype for part in bucket.parts}) == 1
 
 
+def test_a_model_without_trainable_weights_takes_an_empty_step():
+    assert MasterAdamW(layer(torch.float32).requires_grad_(False)).step(0.1, 1.0) == 0.0
+
+
 def test_one_gradient_waits_in_bfloat16_and_is_gone_after_the_step():
     module = layer(torch.bfloat16)
     optimiser = MasterAdamW(module)

@@ -188,7 +188,8 @@ def grouped(parts: list[Part]) -> Iterator[list[Part]]:
             yield group
             group = []
         group.append(part)
-    yield group
+    if group:
+        yield group
 
 
 def in_dtype_of_masters(gradients: list[Tensor], parts: list[Part]) -> list[Tensor]:

@@ -55,9 +55,14 @@ def context_length(model) -> int:
 
 
 def slides(model, length: int) -> bool:
-    """Whether the model attends to a sliding window shorter than rows of `length` tokens."""
+    """Whether the model attends to a sliding window shorter than rows of `length` tokens.
+
+    Not if its config names a window that none of its layers has (Qwen2-MoE: 0).
+    """
     window = getattr(model.config.get_text_config(), "sliding_window", None)
-    return window is not None and window < length
+    layers = DynamicCache(config=model.config).layers
+    used = any(type(layer) is not DynamicLayer for layer in layers)
+    return window is not None and window < length and used
 
 
 def needs_plain_rows(model) -> str:
