@@ -24,7 +24,6 @@ class Rollout:
     log_probs: Tensor  # [P, K] log π(y|x) as the sampler saw it; float32, or float64
 
 
-@torch.no_grad()
 def sample(
     model,
     prompts: list[list[int]],
@@ -51,7 +50,7 @@ def sample(
     answer_of = torch.arange(total, device=device)  # the answer that each decoded row belongs to
     running = torch.ones(total, dtype=torch.bool, device=device)
     ends = torch.tensor(end_ids, device=device)
-    # Inference mode also skips what autograd counts for every tensor: 6 % of a token's time.
+    # No gradient; unlike no_grad it also skips autograd's counting: 6 % of a token's time.
     with torch.inference_mode(), decoding_mode(model, max_new_tokens), few_threads(model, total):
         decoder = make_decoder(model, [prompts[p] for p in own], samples, max_new_tokens)
         logits = decoder.logits  # [rows, V]; decoder(token [rows]) gives the next ones
