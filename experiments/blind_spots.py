@@ -42,7 +42,7 @@ VARIANTS = {  # name → settings of train_rm.py
     "3 epochs, 3e-3": {"epochs": 3.0},
     "3 epochs, 1e-3": {"epochs": 3.0, "lr": 1e-3},
     "6 epochs, 3e-3": {"epochs": 6.0},
-    SIX: cures_runs.SIX_PASSES,
+    SIX: cures_runs.SIX_EPOCHS,
     "ratings head, `--earth-mover 1 --label-width 0.5`, 1 epoch": {
         "head": "ratings",
         "earth_mover": 1.0,

@@ -105,28 +105,24 @@ def loop_differences(rows: list[dict]) -> str:
 
     After 240 policy steps each, on the same seeds; "" if no two of them were run.
     """
-    one, six = "epochs of the first reward model: 1", "epochs: 6"
+    one, six = "1 epoch", "6 epochs"
     results = {
         ("loop", one): select(rows, LOOP, LOOP_KL),
         ("loop", six): select(rows, LONGER, LOOP_KL),
-        ("more pairs", one): select(rows, MORE, LOOP_KL, LOOP),
-        ("more pairs", six): select(rows, MORE, LOOP_KL, LONGER),
+        ("pairs", one): select(rows, MORE, LOOP_KL, LOOP),
+        ("pairs", six): select(rows, MORE, LOOP_KL, LONGER),
     }
     gold = {key: {s: r["gold"] for s, r in found.items()} for key, found in results.items()}
     first = {key: {s: r["curve"][0][1] for s, r in results[key].items()} for key in results}
-    above = {n: minus(gold["loop", n], gold["more pairs", n]) for n in (one, six)}
-    compared = {
-        f"loop minus more pairs; {one}": above[one],
-        f"loop minus more pairs; {six}": above[six],
+    above = {n: minus(gold["loop", n], gold["pairs", n]) for n in (one, six)}
+    compared = {f"loop minus more pairs, both with {n}": above[n] for n in (one, six)} | {
         "the first of these differences minus the second": minus(above[one], above[six]),
-        "loop: 6 epochs minus 1": minus(gold["loop", six], gold["loop", one]),
-        "more pairs: 6 epochs minus 1": minus(gold["more pairs", six], gold["more pairs", one]),
-        "loop, before any judging (60 steps): 6 epochs minus 1": minus(
-            first["loop", six], first["loop", one]
-        ),
+        "loop, 6 epochs minus 1": minus(gold["loop", six], gold["loop", one]),
+        "more pairs, 6 epochs minus 1": minus(gold["pairs", six], gold["pairs", one]),
+        "loop before any judging, 6 epochs minus 1": minus(first["loop", six], first["loop", one]),
     }
     lines = [[name, lab.shown([*found.values()])] for name, found in compared.items() if found]
-    header = ["gold after 240 policy steps", "difference, ratings"]
+    header = ["gold (epochs: of the first reward model)", "difference, ratings"]
     return lab.table(header, lines) if lines else ""
 
 
@@ -212,11 +208,8 @@ def gain_table(loop: dict[int, dict]) -> str:
     text = "Predicted: the rise of the learned reward on held-out questions in this round, "
     text += "divided by its standard deviation over the start model's answers, times the standard "
     text += "deviation of their gold ratings."
-    header = [
-        "round of the loop, 3 × 1900, first reward model of 6 epochs",
-        "predicted gain, ratings",
-        "gain in gold, ratings",
-    ]
+    header = [f"round of the loop, {LONGER.partition(', ')[2]}"]
+    header += ["predicted gain, ratings", "gain in gold, ratings"]
     return lab.table(header, rows) + "\n\n" + text
 
 

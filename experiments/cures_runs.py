@@ -29,13 +29,13 @@ CURES = {
     MORE: ("more pairs", {}, {}),
 }
 PENALTIES = (0.0, 0.1)  # the second is the default of train_policy.py
-SIX_PASSES = {"epochs": 6.0, "lr": 1e-3}  # settings of train_rm.py
+SIX_EPOCHS = {"epochs": 6.0, "lr": 1e-3}  # settings of train_rm.py
 LOOP, FINER, LONGER = (
     f"judging and retraining, {n}"
     for n in ("3 × 1900", "5 × 1140", "3 × 1900, first reward model of 6 epochs")
 )
 # name → rounds, comparisons of each, settings of the first reward model
-LOOPS = {LOOP: (ROUNDS, JUDGED, {}), FINER: (5, 1140, {}), LONGER: (ROUNDS, JUDGED, SIX_PASSES)}
+LOOPS = {LOOP: (ROUNDS, JUDGED, {}), FINER: (5, 1140, {}), LONGER: (ROUNDS, JUDGED, SIX_EPOCHS)}
 LOOP_STEPS, LOOP_KL, LOOP_RATE = 60, 0.2, 5e-4  # of recipes/loop.py
 QUICK = {"start": {"steps": 30, "examples": 960}, "rm": {"max_steps": 3, "eval_limit": 20}}
 QUICK["policy"] = {"steps": 2, "eval_prompts": 8, "ruler_prompts": 16, "eval_every": 1}

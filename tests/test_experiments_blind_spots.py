@@ -57,7 +57,7 @@ def test_a_judge_that_knows_nothing_is_right_half_the_time(monkeypatch, tmp_path
     assert all(0.35 < share < 0.65 for share in shares) and len(set(shares)) > 1
 
 
-def test_the_report_compares_six_passes_with_one_by_seed(tmp_path):
+def test_the_report_compares_six_epochs_with_one_by_seed(tmp_path):
     rows = []
     for one in blind_spots.settings(quick=False):
         known = one["variant"] == blind_spots.SIX

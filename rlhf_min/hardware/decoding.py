@@ -14,10 +14,10 @@ BLOCK = 32  # tokens by which a cache grows
 PACK_FROM = 16  # new tokens from which packing pays: it costs what about ten of them save
 
 
-def only_the_mask_hides(model) -> bool:
-    """Whether the model's cache may hold places that are not written yet and that the mask hides.
+def allows_unwritten_places(model) -> bool:
+    """Whether the model's cache may hold places without a token, if the mask hides them.
 
-    Not where a layer has a sliding window: it is counted from the end of the cache.
+    Not if a layer has a sliding window, because a window is counted from the end of the cache.
     """
     gpt_neo_window = getattr(model.config.get_text_config(), "window_size", None)
     layers = DynamicCache(config=model.config).layers
@@ -48,6 +48,7 @@ class GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
     def get_seq_length(self) -> int:
+        """Tokens in the cache."""
         return self.length
 
 
@@ -70,8 +71,8 @@ class Decoder:
     def __init__(self, model, cache, logits: Tensor, mask, position, width: int, block: int):
         """mask [B, 1, 1, room] additive or [B, room]; position [B, 1]; width: prompt tokens.
 
-        An additive mask hides all new tokens; each step shows one more.  block: the cache's layers
-        return a multiple of so many tokens.
+        An additive mask hides all new places at first; each step shows one more.  block: the number
+        of places that the cache returns is a multiple of this.
         """
         self.model, self.cache, self.logits = model, cache, logits
         self.mask, self.position, self.width, self.block = mask, position, width, block

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from rlhf_min.hardware.decoding import Decoder, next_logits, only_the_mask_hides
+from rlhf_min.hardware.decoding import Decoder, allows_unwritten_places, next_logits
 
 
 def use_static(model) -> bool:
     """Whether `StaticDecoder` can decode: on a GPU, without sliding window or recurrent state."""
-    return model.device.type == "cuda" and only_the_mask_hides(model)
+    return model.device.type == "cuda" and allows_unwritten_places(model)
 
 
 class StaticLayer(DynamicLayer):

@@ -9,8 +9,8 @@ from rlhf_min.hardware.decoding import (
     Decoder,
     GrowingLayer,
     RecomputingDecoder,
+    allows_unwritten_places,
     next_logits,
-    only_the_mask_hides,
 )
 from rlhf_min.hardware.static_decoding import StaticDecoder, StaticLayer, use_static
 from rlhf_min.models.batches import layout_of
@@ -28,7 +28,7 @@ def make_decoder(model, prompts: list[list[int]], samples: int, room: int, stati
             return RecomputingDecoder(model, prompts, samples, room)
         static = use_static(model)
     width = max(map(len, prompts))
-    room += -(width + room) % BLOCK  # fused attention kernels of a GPU need aligned masks too
+    room += -(width + room) % BLOCK  # whole blocks; fused kernels of a GPU need aligned masks too
     # Padded on the left, so that the last token is in place.
     rows = [[0] * (width - len(prompt)) + prompt for prompt in prompts]
     segments = [[-1] * (width - len(prompt)) + [0] * len(prompt) for prompt in prompts]
@@ -41,7 +41,7 @@ def make_decoder(model, prompts: list[list[int]], samples: int, room: int, stati
     cache = DynamicCache(config=model.config)
     logits = next_logits(model, cache, ids, mask, positions).repeat_interleave(samples, 0)
     write_at = torch.full((1,), width, device=model.device)
-    blocks = not two_dimensional and only_the_mask_hides(model)
+    blocks = not two_dimensional and allows_unwritten_places(model)
     for i, layer in enumerate(cache.layers):
         if static:
             cache.layers[i] = StaticLayer(layer, samples, room, write_at)
@@ -49,7 +49,8 @@ def make_decoder(model, prompts: list[list[int]], samples: int, room: int, stati
             cache.layers[i] = GrowingLayer(layer, samples)
         else:
             layer.batch_repeat_interleave(samples)
-    # A new token sees what the last token of its prompt sees, and itself (below: in each step).
+    # A new token sees what the last token of its prompt sees, the new tokens before it, and itself.
+    # An additive mask hides the places of new tokens until the decoder writes them.
     if two_dimensional:
         mask = F.pad(mask, (0, room), value=1)
     else:

@@ -50,7 +50,7 @@ def sample(
     answer_of = torch.arange(total, device=device)  # the answer that each decoded row belongs to
     running = torch.ones(total, dtype=torch.bool, device=device)
     ends = torch.tensor(end_ids, device=device)
-    # No gradient; unlike no_grad it also skips autograd's counting: 6 % of a token's time.
+    # Like no_grad, but a token takes 6 % less time, because tensors need no version counters.
     with torch.inference_mode(), decoding_mode(model, max_new_tokens), few_threads(model, total):
         decoder = make_decoder(model, [prompts[p] for p in own], samples, max_new_tokens)
         logits = decoder.logits  # [rows, V]; decoder(token [rows]) gives the next ones
