@@ -30,7 +30,7 @@ class Config:
     out: str = option("runs/loop", "folder of all the runs")
     seed: int = option(0, "of the first policy; round n has 100 * seed + n", at_least=0)
     start: str = option("runs/zoo-base", "start model, to which KL is measured")
-    reward_model: str = option("", "of round 0: folder (nothing: train one of six epochs)")
+    reward_model: str = option("", "of round 0: folder (nothing: train one for six epochs)")
     steps: int = option(60, "of each policy", at_least=1)
     kl: float = option(0.2, "weight of the KL penalty", at_least=0)
     lr: float = option(5e-4, "learning rate of each policy", above=0)

@@ -53,7 +53,7 @@ class GrowingLayer(DynamicLayer):
 
 
 def with_room(states: Tensor, tokens: int) -> Tensor:
-    """States [B, heads, tokens, size] that end after a whole block and hold that many tokens."""
+    """States [B, heads, places, size] padded with zeros to whole blocks that hold `tokens`."""
     more = rounded_up(tokens, BLOCK) - states.shape[-2]
     return F.pad(states, (0, 0, 0, more)) if more > 0 else states
 

@@ -83,7 +83,7 @@ class MasterAdamW:
         self.gradients[index] = gradient
 
     def _summed_gradients(self) -> list[tuple[Bucket, list[Part], list[Tensor]]]:
-        """This rank's buckets, their parts that have a gradient on any rank, and its sums."""
+        """Of each bucket of this rank: the parts with a gradient on any rank, and its sums."""
         for index, weight in enumerate(self.weights):
             if weight.grad is not None:
                 self.gradients[index], weight.grad = weight.grad, None
@@ -103,7 +103,7 @@ class MasterAdamW:
         return summed
 
     def _take_gradient(self, part: Part) -> Tensor:
-        """The gradient of a part; that of its whole weight is dropped after the last part."""
+        """The gradient of a part; after a weight's last part its whole gradient is freed."""
         if part.index not in self.gradients:  # this rank had no prompt in the step
             return torch.zeros_like(part.weight)
         gradients = pieces(self.gradients[part.index])
@@ -180,7 +180,7 @@ def pieces(tensor: Tensor) -> tuple[Tensor, ...]:
 
 
 def grouped(parts: list[Part]) -> Iterator[list[Part]]:
-    """Yields successive parts of one dtype, as many together as have at most PIECE numbers."""
+    """Yields groups of consecutive parts: of one dtype, and at most PIECE numbers in all."""
     group: list[Part] = []
     for part in parts:
         numbers = sum(other.weight.numel() for other in group) + part.weight.numel()

@@ -57,8 +57,8 @@ class SharedProduct:
     """One product for layers that read the same input; each layer's forward returns its part.
 
     The first forward computes all parts.  The others take theirs if their input is the same tensor,
-    not changed in place since; otherwise all parts are computed again.  In inference mode such a
-    change is not seen; the models above make none.
+    not changed in place since; otherwise all parts are computed again.  In inference mode a
+    change in place is not detected; the models above make none.
     """
 
     def __init__(self, layers: list[nn.Module]):

@@ -57,7 +57,7 @@ def context_length(model) -> int:
 def slides(model, length: int) -> bool:
     """Whether the model attends to a sliding window shorter than rows of `length` tokens.
 
-    Not if its config names a window that none of its layers has (Qwen2-MoE: 0).
+    False if the config sets a window but no layer uses it (Qwen2-MoE sets 0).
     """
     window = getattr(model.config.get_text_config(), "sliding_window", None)
     layers = DynamicCache(config=model.config).layers
