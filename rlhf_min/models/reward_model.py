@@ -10,6 +10,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rlhf_min import InputError
 from rlhf_min.hardware import ranks
+from rlhf_min.hardware.last_mlp import last_mlp_at
 from rlhf_min.maths.ratings import entropic_rating, mean_rating, win_log_probability
 from rlhf_min.models.batches import tree_batches
 from rlhf_min.models.encoder import is_encoder
@@ -83,7 +84,9 @@ def separate_pad(model, tokenizer) -> None:
 
 def branch_outputs(model, tree: Tree) -> Tensor:
     """The head's output at each branch's last token: [B, labels] float32, or float64."""
-    output = model.score(hidden_states(model, tree)[tree.ends])
+    with last_mlp_at(model, tree.ends):  # only these positions are read
+        hidden = hidden_states(model, tree)[tree.ends]
+    output = model.score(hidden)
     return output if output.dtype == torch.float64 else output.float()
 
 

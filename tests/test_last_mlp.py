@@ -1,0 +1,92 @@
+"""The last layer's MLP at some positions only: the same states and gradients there."""
+
+import pytest
+import torch
+from test_prompt_tree import BRANCHES, PROMPTS, layout
+from tiny_models import parameter_gradients, tiny_model, tolerance
+from torch.testing import assert_close
+
+from rlhf_min.hardware.last_mlp import last_layer, last_mlp_at
+from rlhf_min.models.prompt_tree import build_tree, hidden_states
+
+GATED = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "granite", "cohere"]
+OTHERS = ["gpt2", "gpt_neo", "gpt_neox"]
+EAGER = ["gemma2", "granite", "cohere", "gpt_neo"]
+
+
+def counted_rows(module) -> list[int]:
+    """A list to which each forward of the module adds the number of its positions."""
+    rows: list[int] = []
+    module.register_forward_hook(lambda _, args, out: rows.append(args[0][..., 0].numel()))
+    return rows
+
+
+@pytest.mark.parametrize("family", GATED)
+@pytest.mark.parametrize("tree_form", [True, False])
+def test_states_and_gradients_at_the_places_are_those_of_the_whole_pass(family, tree_form):
+    model = tiny_model(family, "eager" if family in EAGER else "sdpa")
+    tree = build_tree(PROMPTS, BRANCHES, layout(tree_form))
+    rows = counted_rows(last_layer(model).mlp.down_proj)
+    whole = hidden_states(model, tree)[tree.ends]
+    with last_mlp_at(model, tree.ends):
+        part = hidden_states(model, tree)[tree.ends]
+    assert rows == [tree.ids.numel(), len(tree.ends)]
+    assert_close(part, whole, **tolerance(family))
+    weights = torch.randn_like(whole)
+    wanted, found = (parameter_gradients(model, (weights * x).sum()) for x in (whole, part))
+    assert sum(g.abs().sum() for g in wanted) > 0
+    for w, f in zip(wanted, found, strict=True):
+        assert_close(f, w, **tolerance(family))
+
+
+def test_other_positions_are_not_computed_to_the_end():
+    model = tiny_model("llama")
+    tree = build_tree(PROMPTS, BRANCHES, layout())
+    whole = hidden_states(model, tree)
+    with last_mlp_at(model, tree.ends):
+        part = hidden_states(model, tree)
+    differs = (part - whole).abs().amax(-1) > 1e-6
+    assert not differs[tree.ends].any()
+    assert differs.sum() == len(differs) - len(tree.ends)
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_a_model_without_a_gated_mlp_is_computed_as_a_whole(family):
+    model = tiny_model(family, "eager" if family in EAGER else "sdpa")
+    tree = build_tree(PROMPTS, BRANCHES, layout())
+    whole = hidden_states(model, tree)
+    with last_mlp_at(model, tree.ends):
+        assert torch.equal(hidden_states(model, tree), whole)
+
+
+def test_with_gradient_checkpointing_a_layer_is_computed_again_as_a_whole():
+    model = tiny_model("llama").train()
+    model.gradient_checkpointing_enable()
+    tree = build_tree(PROMPTS, BRANCHES, layout())
+    wanted = parameter_gradients(model, hidden_states(model, tree)[tree.ends].square().sum())
+    with last_mlp_at(model, tree.ends):
+        part = hidden_states(model, tree)[tree.ends]
+    for w, f in zip(wanted, parameter_gradients(model, part.square().sum()), strict=True):
+        assert_close(f, w)
+    rows = counted_rows(last_layer(model).mlp.down_proj)
+    with torch.no_grad(), last_mlp_at(model, tree.ends):  # nothing is computed again here
+        hidden_states(model, tree)
+    assert rows == [len(tree.ends)]
+
+
+def test_after_the_context_every_position_is_computed_again_also_after_an_error():
+    model = tiny_model("llama")
+    tree = build_tree(PROMPTS, BRANCHES, layout())
+    whole = hidden_states(model, tree)
+    with pytest.raises(KeyError), last_mlp_at(model, tree.ends):
+        raise KeyError
+    assert torch.equal(hidden_states(model, tree), whole)
+
+
+def test_a_model_that_calls_its_last_layer_twice_is_an_error_and_not_a_wrong_number():
+    model = tiny_model("llama")
+    layers = model.base_model.layers
+    layers[0] = layers[1]
+    tree = build_tree(PROMPTS, BRANCHES, layout())
+    with pytest.raises(RuntimeError, match="twice"), last_mlp_at(model, tree.ends):
+        hidden_states(model, tree)
