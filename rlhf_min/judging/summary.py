@@ -62,7 +62,7 @@ def summarise(outcomes: list[Outcome], winners_known: bool, seed: int) -> dict:
         metrics["length_controlled_rate"] = stats.length_controlled_rate(scores, differences)
     if scores and not winners_known:
         metrics["win_rate"] = stats.win_rate(scores)
-        interval = stats.bootstrap_interval(scores, stats.win_rate, seed)
+        interval = stats.bootstrap_interval(scores, seed=seed)
         metrics["win_rate_low"], metrics["win_rate_high"] = interval
     unequal = [(d > 0, s == 1) for d, s in zip(differences, scores, strict=True) if d and s != 0.5]
     metrics["longer_wins"] = _mean(b_is_longer == b_wins for b_is_longer, b_wins in unequal)
