@@ -49,7 +49,8 @@ def grid_table(cells: tables.Cells) -> str:
         results = list(own.values())
         accuracy = [r["bon"]["accuracy"] for r in results if "bon" in r]
         best = [tables.at_kl(r, "best of n", 2.0) for r in results if "bon" in r]
-        ends = {k: [r["rl"][k][-1] for r in results] for k in ("gold", "score", "kl")}
+        ends = {k: [r["rl"][k][-1] for r in results] for k in ("gold", "kl")}
+        ends["score"] = [tables.learned_reward(r["rl"])[-1] for r in results]
         fall = tables.falls(own)
         cellwise = [accuracy, [b for b in best if b is not None], ends["gold"], fall]
         cellwise += [ends["score"], ends["kl"]]
@@ -57,8 +58,8 @@ def grid_table(cells: tables.Cells) -> str:
     head = ["accuracy", "best of n at 2 nats", "RL end: gold", "fall", "reward", "KL"]
     text = "Accuracy: share of pairs of the start model's answers that the reward model orders as "
     text += "the gold rating does. Fall: gold at the best step of the other seeds minus gold at "
-    text += "the end. Reward: the learned one at the end. Labels: gold, pairs ordered by the true "
-    text += "rating; noisy, by the zoo's annotators."
+    text += "the end. Reward: the learned one at the end, less the missing-end penalty. Labels: "
+    text += "gold, pairs ordered by the true rating; noisy, by the zoo's annotators."
     return lab.table(CELL + head, rows) + "\n\n" + text
 
 

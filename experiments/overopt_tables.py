@@ -6,6 +6,8 @@ import numpy as np
 
 from experiments import fits
 
+# Standard deviations that a missing end token costs: train_policy.py --missing-end-penalty.
+PENALTY = 1.0
 METHODS = {"best of n": "bon", "RL": "rl"}  # law of the paper → curve in the rows
 MOST = 300  # n of best of n, of 1 000 samples
 Cells = dict[tuple, dict[int, dict]]  # (hidden, pairs, labels, kl) → seed → result
@@ -26,6 +28,19 @@ def grid_of(cells: Cells) -> Cells:
     return {name: own for name, own in cells.items() if name[2:] == ("gold", 0.0)}
 
 
+def learned_reward(curve: dict) -> np.ndarray:
+    """What the method maximises at each point of a curve, 0 at the start.
+
+    Best of n picks by the score with the missing-end penalty taken off, so its scores hold it.
+    REINFORCE is rewarded in the same way, but its curve holds scores and shares of ended answers.
+    """
+    score = np.array(curve["score"], float)
+    if "finished" not in curve:
+        return score
+    finished = np.array(curve["finished"], float)
+    return score - PENALTY * (finished[0] - finished)
+
+
 def points(result: dict, method: str, what: str = "gold") -> tuple[np.ndarray, np.ndarray]:
     """d = √KL and the rewards `what` of one run's curve, without the start; sorted by d.
 
@@ -33,7 +48,8 @@ def points(result: dict, method: str, what: str = "gold") -> tuple[np.ndarray, n
     too low for n near the number of samples, so larger n than MOST are left out.
     """
     curve = result[METHODS[method]]
-    d, reward = np.sqrt(np.maximum(curve["kl"], 0.0)), np.array(curve[what], float)
+    reward = learned_reward(curve) if what == "score" else np.array(curve[what], float)
+    d = np.sqrt(np.maximum(curve["kl"], 0.0))
     keep = d > 1e-4
     if "n" in curve:
         keep &= np.array(curve["n"]) <= MOST

@@ -11,9 +11,11 @@ import gzip
 import json
 import os
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
+import train_rm
 from experiments import lab, zoo_runs
 from experiments.claims import HEADER, by_variant, claim_row, paired, plain, values
 from experiments.rating_measures import earth_mover, mean_and_sigma
@@ -62,8 +64,18 @@ def run(settings: dict) -> dict:
     names = ("accuracy", "calibration_error", "longer_wins", "pairs/train", "pairs/held_out")
     result = {name: summary[name] for name in names}
     if summary["head"] == "ratings":
-        result |= compared(zoo_runs.held_out_scores(trained), known_ratings(data))
+        scores, known = zoo_runs.held_out_scores(trained), known_ratings(data)
+        result |= compared(scores, known, training_ratings(train))
     return rounded(result)
+
+
+def training_ratings(train: dict) -> list[float]:
+    """The ratings of all answers on the training side of the split, too long ones included.
+
+    train: settings of train_rm.py.
+    """
+    pairs, *_ = train_rm.read_pairs(train_rm.Config(**train))
+    return [rating for pair in pairs for rating in (pair.chosen_rating, pair.rejected_rating)]
 
 
 def known_ratings(files: list[str]) -> dict[tuple[str, str], list[float]]:
@@ -82,13 +94,13 @@ def two_neighbours(ratings: np.ndarray) -> np.ndarray:
     return np.maximum(0, 1 - np.abs(ratings[:, None] - np.arange(1, 11)))
 
 
-def compared(rows: list[dict], known: dict) -> dict:
+def compared(rows: list[dict], known: dict, training: list[float]) -> dict:
     """Learned distributions against the ratings of held-out answers.
 
     `marginal`: earth mover's distance between the mean distribution of all answers and that of the
     data.  `score`: Σ_k (P_k − Q_k)² of both CDFs, mean over answers, which is smallest for the true
-    distribution (ranked probability score; Epstein 1969).  `score_constant`: of the data's mean
-    distribution for every answer.
+    distribution (ranked probability score; Epstein 1969).  `score_constant`: of the mean
+    distribution of the ratings `training`, which are of other answers, for every answer.
     """
     learned = np.array([row[f"{side}_ratings"] for row in rows for side in SIDES])
     ratings = np.array([known[row["chosen"], row["rejected"]] for row in rows]).flatten()
@@ -98,7 +110,7 @@ def compared(rows: list[dict], known: dict) -> dict:
     return {
         "marginal": float(earth_mover(learned.mean(0), data.mean(0))),
         "score": score(learned),
-        "score_constant": score(data.mean(0)),
+        "score_constant": score(two_neighbours(np.array(training)).mean(0)),
         "mean_error": float(np.abs(mean - ratings).mean()),
         "sigma": float(sigma.mean()),
     }
@@ -129,7 +141,9 @@ def levels(results: list[dict]) -> str:
     text += "few, because the model has 256 positions, so only large differences can be seen. "
     text += f"“The longer answer wins” has an accuracy of {first['longer_wins']:.3f}. "
     if known:
-        text += f"The data's mean distribution, for every answer, has a score of {known[0]:.2f}. "
+        score = fmean(known)
+        text += "The mean distribution of the training ratings, for every held-out answer, has a "
+        text += f"score of {score:.2f}. "
     return text + (
         "Distance of the marginal: the earth mover's distance, in ratings, between the mean "
         "distribution of all held-out answers and that of their ratings. The ranked probability "

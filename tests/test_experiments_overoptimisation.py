@@ -266,6 +266,16 @@ def test_stopping_by_the_diagnosis_of_the_curve_so_far():
     assert overopt_runs.stopped_at(steps[:20]) == {"diagnosis": None, "limit": None}
 
 
+def test_the_learned_reward_of_both_methods_holds_the_missing_end_penalty():
+    """At the start 10 % of the answers have no end token, later none, then 60 %."""
+    curve = {"kl": [0.0, 1.0, 4.0], "score": [0.0, 2.0, 3.0], "finished": [0.9, 1.0, 0.4]}
+    _, reward = overopt_tables.points({"rl": curve}, "RL", "score")
+    assert reward.tolist() == pytest.approx([2.0 + 0.1, 3.0 - 0.5])
+    best = {"kl": [0.0, 1.0, 4.0], "score": [0.0, 2.0, 3.0], "n": [1, 2, 4]}  # has it already
+    _, reward = overopt_tables.points({"bon": best}, "best of n", "score")
+    assert reward.tolist() == [2.0, 3.0]
+
+
 def test_quick_runs_give_a_report_with_every_row(tmp_path, monkeypatch):
     monkeypatch.setenv("RLHF_MIN_LAB", str(tmp_path / "lab"))
     wanted = overoptimisation.settings(quick=True)

@@ -15,19 +15,23 @@ def test_scores_of_distributions_by_loops():
         {"chosen": c, "rejected": r, "chosen_ratings": p.tolist(), "rejected_ratings": q.tolist()}
         for (c, r), (p, q) in zip(known, learned, strict=True)
     ]
-    result = ratings_real.compared(rows, known)
+    result = ratings_real.compared(rows, known, [9.5, 2.0])
     data = {7.25: {7: 0.75, 8: 0.25}, 3.0: {3: 1.0}, 10.0: {10: 1.0}, 1.0: {1: 1.0}}
-    score = marginal = error = 0.0
+    constant = {2: 0.5, 9: 0.25, 10: 0.25}  # mean distribution of the training ratings
+    score = marginal = error = fixed = 0.0
     answers = [*zip(learned.reshape(4, 10), [7.25, 3.0, 10.0, 1.0], strict=True)]
     for k in range(1, 11):
         gaps = []
         for p, rating in answers:
-            gaps.append(sum(p[:k]) - sum(q for i, q in data[rating].items() if i <= k))
+            below = [sum(q for i, q in x.items() if i <= k) for x in (data[rating], constant)]
+            gaps.append(sum(p[:k]) - below[0])
+            fixed += (below[1] - below[0]) ** 2 / 4
         score += sum(gap**2 for gap in gaps) / 4
         marginal += abs(sum(gaps) / 4)
     for p, rating in answers:
         error += abs(sum(k * x for k, x in enumerate(p, 1)) - rating) / 4
     assert result["score"] == pytest.approx(score)
+    assert result["score_constant"] == pytest.approx(fixed)
     assert result["marginal"] == pytest.approx(marginal)
     assert result["mean_error"] == pytest.approx(error)
 
