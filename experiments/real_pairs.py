@@ -8,7 +8,9 @@ cuts any.  TRL runs in its own environment (../shared/peers/README.md), by trl_r
 A prompt of hh_helpful is a text: "Human: … Assistant: … Human: … Assistant:".  train_rm.py makes
 one user message of it and puts it in the model's chat template; TRL takes text as it is and uses
 the template only for messages.  So two more sides: TRL with the messages that train_rm.py makes,
-and train_rm.py with one message per turn of the dialogue.
+and train_rm.py with one message per turn of the dialogue.  And one more: this model's tokenizer has
+the end token as padding, so TRL reads the reward at the token before it; with another padding token
+TRL reads it at the end token, as train_rm.py does.
 """
 
 import argparse
@@ -21,10 +23,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
 import train_rm
 from experiments import lab, zoo_runs
 from experiments.claims import HEADER, claim_row, paired, values
 from rlhf_min.models import loading
+from rlhf_min.models.reward_model import separate_pad
 from rlhf_min.models.tokens import encode_answer, encode_prompt
 
 SIDES = {  # side → name, form of the prompts
@@ -32,6 +37,7 @@ SIDES = {  # side → name, form of the prompts
     "matched": ("train_rm.py, TRL's other settings", "one message"),
     "trl_message": ("TRL 1.16, RewardTrainer", "one message"),
     "trl": ("TRL 1.16, RewardTrainer", "text without a template"),
+    "trl_end": ("TRL 1.16, reward read at the end token", "text without a template"),
     "ours_turns": ("train_rm.py", "a message per turn"),
 }
 FORMS = {"trl_message": "message", "ours_turns": "turns"}  # of the files, where not texts
@@ -39,7 +45,9 @@ COMPARED = {  # claim → (better side, other side)
     "TRL on text is more accurate than train_rm.py": ("trl", "ours"),
     "TRL on the same messages is more accurate than train_rm.py": ("trl_message", "ours"),
     "… than train_rm.py with TRL's other settings": ("trl_message", "matched"),
+    "TRL on text, reward read at the end token, … than train_rm.py": ("trl_end", "ours"),
     "TRL: text is better than one message": ("trl", "trl_message"),
+    "TRL: reading before the end token is better than at it": ("trl", "trl_end"),
     "train_rm.py: TRL's other settings are better": ("matched", "ours"),
     "train_rm.py: a message per turn is better than one": ("ours_turns", "ours"),
 }
@@ -127,6 +135,19 @@ def in_form(data: Path, form: str) -> Path:
     return zoo_runs.built("real-pairs", {"of": data.name, "form": form}, build)
 
 
+def with_own_pad(model: Path) -> Path:
+    """The folder of the same model, with a tokenizer whose padding is not the end token."""
+
+    def build(folder: Path) -> None:
+        tokenizer = loading.load_tokenizer(model)
+        copy = loading.load_causal_lm(str(model), torch.float32)
+        separate_pad(copy, tokenizer)
+        copy.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    return zoo_runs.built("real-pairs-model", {"of": model.name, "pad": "own"}, build)
+
+
 def run(settings: dict) -> dict:
     """Held-out accuracy of one side, and its numbers of training and held-out pairs."""
     data = fitting_pairs(settings["pairs"], shared())
@@ -147,6 +168,7 @@ def run(settings: dict) -> dict:
     else:
         if not (python := os.environ.get("RLHF_MIN_PEER_PYTHON")):
             raise SystemExit("TRL's runs need --peer-python, the Python of its environment")
+        model = with_own_pad(model) if settings["side"] == "trl_end" else model
         command = [python, shared() / "peers/trl_reward_data.py", model, *files, "--seed"]
         command += [settings["seed"], "--epochs", settings["epochs"], "--lr", settings["lr"]]
         command += ["--pairs", settings["batch_size"]]

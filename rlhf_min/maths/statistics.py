@@ -1,10 +1,11 @@
 """Statistics of verdicts, probabilities and texts: pure functions of numbers, lists and strings."""
 
 import math
-import random
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from statistics import fmean, pstdev
+
+import torch
 
 Numbers = Sequence[float]
 
@@ -19,16 +20,16 @@ def wilson_interval(wins: float, n: int, z: float = 1.959964) -> tuple[float, fl
     return max(0.0, min(p, middle - half)), min(1.0, max(p, middle + half))  # despite rounding
 
 
-def bootstrap_interval(
-    values: Sequence, statistic: Callable = fmean, seed: int = 0, resamples: int = 1000
-) -> tuple[float, float]:
-    """95 % percentile bootstrap (Efron 1979); values, of any type: one per prompt."""
+def bootstrap_interval(values: Numbers, seed: int = 0, resamples: int = 1000):
+    """95 % percentile bootstrap of a mean (Efron 1979): (low, high); values: one per prompt."""
     if not values:
         raise ValueError("a bootstrap needs at least one value")
-    draw = random.Random(seed).choices
-    results = sorted(statistic(draw(values, k=len(values))) for _ in range(resamples))
+    data, count = torch.tensor(values, dtype=torch.float64), (len(values),)
+    generator = torch.Generator().manual_seed(seed)
+    draws = (torch.randint(len(values), count, generator=generator) for _ in range(resamples))
+    means = sorted(data[drawn].mean().item() for drawn in draws)
     cut = round(0.025 * (resamples - 1))
-    return results[cut], results[-1 - cut]
+    return means[cut], means[-1 - cut]
 
 
 def win_rate(verdicts: Numbers) -> float:
