@@ -40,14 +40,14 @@ class StepTimes:
 def main() -> None:
     args = timing.arguments(
         __doc__, prompts=2, samples=4, prompt_tokens=128, answer_tokens=32, kl=0.05, micro_batch=16,
-        lora_rank=0,
+        lora_rank=0, gradient_checkpointing=0,
     )  # fmt: skip
     if args.grow:
         return timing.report_curve(args)
     config = train_policy.Config(
         samples=args.samples, batch_size=args.prompts * args.samples, kl=args.kl, lr=1e-6,
         micro_batch=args.micro_batch, steps=args.steps, data=["random texts"], model=args.model,
-        lora_rank=args.lora_rank,
+        lora_rank=args.lora_rank, gradient_checkpointing=bool(args.gradient_checkpointing),
     )  # fmt: skip
     dtype = choose_dtype(args.dtype)
     tokenizer = load_tokenizer(args.model)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from rlhf_min import InputError
 from rlhf_min.hardware.device import Clock
 from rlhf_min.reporting import report
 from rlhf_min.reporting.checkpoints import load_checkpoint
+from rlhf_min.reporting.environment import cpu_name
 from rlhf_min.reporting.run_folder import RunLog, check_folder
 
 ROOT = Path(__file__).parents[1]
@@ -332,3 +334,13 @@ def test_control_c_through_the_shell_then_resume(tmp_path, tiny_policy_run):
 def test_a_missing_checkpoint_is_reported(tmp_path, capsys):
     assert load_checkpoint(tmp_path) is None
     assert f"nothing to resume in {tmp_path}" in capsys.readouterr().out
+
+
+def test_the_cpu_is_named_with_its_family_because_a_virtual_machine_hides_the_name(tmp_path):
+    info = tmp_path / "cpuinfo"
+    one = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\nstepping\t: 1\n"
+    info.write_text(f"{one}\n{one}")
+    assert cpu_name(info) == "AMD EPYC (family 25, model 17)"
+    info.write_text("processor : 0\nBogoMIPS : 50\n")  # ARM
+    other = platform.processor() or platform.machine()
+    assert cpu_name(info) == cpu_name(tmp_path / "missing") == other != ""
