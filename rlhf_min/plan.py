@@ -37,6 +37,7 @@ class Config:
 if __name__ == "__main__":
     check_flags(Config)
 
+import copy
 import math
 
 import torch
@@ -94,9 +95,9 @@ def activations(model, prompts: int, samples: int, settings: Config) -> int:
     logits = max(MAX_LOGITS, MIN_TOKENS * model.config.get_text_config().vocab_size) * 4 * 3
     if not settings.gradient_checkpointing:
         return full + logits
-    model.train().gradient_checkpointing_enable({"use_reentrant": False})
-    kept = kept_for_backward(model, prompts, samples, settings)
-    model.gradient_checkpointing_disable()
+    checkpointed = copy.deepcopy(model)  # without numbers, so it takes no memory
+    loading.checkpoint_layers(checkpointed)
+    kept = kept_for_backward(checkpointed, prompts, samples, settings)
     layers = model.config.get_text_config().num_hidden_layers
     return kept + max((full - kept) // layers, logits)  # one layer, or a chunk of logits, at a time
 

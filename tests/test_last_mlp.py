@@ -7,6 +7,7 @@ from tiny_models import parameter_gradients, tiny_model, tolerance
 from torch.testing import assert_close
 
 from rlhf_min.hardware.last_mlp import last_layer, last_mlp_at
+from rlhf_min.models.loading import checkpoint_layers
 from rlhf_min.models.prompt_tree import build_tree, hidden_states
 
 GATED = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "granite", "cohere"]
@@ -60,8 +61,8 @@ def test_a_model_without_a_gated_mlp_is_computed_as_a_whole(family):
 
 
 def test_with_gradient_checkpointing_a_layer_is_computed_again_as_a_whole():
-    model = tiny_model("llama").train()
-    model.gradient_checkpointing_enable()
+    model = tiny_model("llama")
+    checkpoint_layers(model)
     tree = build_tree(PROMPTS, BRANCHES, layout())
     wanted = parameter_gradients(model, hidden_states(model, tree)[tree.ends].square().sum())
     with last_mlp_at(model, tree.ends):

@@ -7,7 +7,7 @@ from tiny_models import tiny_folder
 from rlhf_min import InputError, plan
 from rlhf_min.command_line import parse
 from rlhf_min.models.batches import layout_of
-from rlhf_min.models.loading import load_causal_lm
+from rlhf_min.models.loading import checkpoint_layers, load_causal_lm
 from rlhf_min.models.log_probs import answer_log_probs
 from rlhf_min.models.prompt_tree import build_tree
 
@@ -31,7 +31,7 @@ def test_activations_counted_without_memory_are_those_of_a_real_pass(folder, che
         each.config._attn_implementation = "eager"
     if checkpointing:
         for each in (empty, model):
-            each.train().gradient_checkpointing_enable({"use_reentrant": False})
+            checkpoint_layers(each)
     tree = build_tree([[1] * 20] * 3, [[[1] * 9] * 2] * 3, layout_of(model))
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}

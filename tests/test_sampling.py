@@ -15,7 +15,7 @@ import rlhf_min.models.sampling as sampling
 from rlhf_min.hardware import threads
 from rlhf_min.models.answers import sample_texts
 from rlhf_min.models.batches import choose_layout
-from rlhf_min.models.loading import load_causal_lm, load_tokenizer
+from rlhf_min.models.loading import checkpoint_layers, load_causal_lm, load_tokenizer
 from rlhf_min.models.log_probs import answer_log_probs
 from rlhf_min.models.prompt_tree import build_tree
 from rlhf_min.models.sampling import sample
@@ -218,8 +218,7 @@ def test_trap_6_no_activation_outlives_the_sampling():
 
 def test_trap_19_the_cache_is_on_under_gradient_checkpointing(monkeypatch):
     model = tiny_model("llama", "sdpa", torch.float32)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.train()
+    checkpoint_layers(model)
     widths, cached, forward = [], [], model.forward
 
     def counting(*args, **kwargs):

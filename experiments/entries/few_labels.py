@@ -1,4 +1,4 @@
-"""recipes/loop.py with 1 000 comparisons a round, after 16 passes over 3 000 pairs only."""
+"""recipes/loop.py with 1 000 comparisons a round, after 16 epochs of 3 000 pairs only."""
 
 import rlhf_min.startup  # noqa: F401  first: signals and threads, before torch
 

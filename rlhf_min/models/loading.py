@@ -72,8 +72,14 @@ def prepare_training(model, config) -> None:
             )
         lora.add_adapters(model, config.lora_rank, config.lora_alpha, config.seed)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.train()  # it works in this mode only; dropout is 0, so nothing else changes
+        checkpoint_layers(model)
+
+
+def checkpoint_layers(model) -> None:
+    """Gradient checkpointing: the backward pass computes each layer's activations again."""
+    newer = getattr(model, "activation_checkpointing_enable", None)  # its name in transformers 6
+    (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    model.train()  # it works in this mode only; dropout is 0, so nothing else changes
 
 
 def load_reference(path: str, policy, tokenizer):
