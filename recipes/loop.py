@@ -34,6 +34,7 @@ class Config:
     steps: int = option(60, "of each policy", at_least=1)
     kl: float = option(0.2, "weight of the KL penalty", at_least=0)
     lr: float = option(5e-4, "learning rate of each policy", above=0)
+    pairs: str = option("zoo", "original pairs: a SPEC, as in --data of train_rm.py")
     old: int = option(2000, "original pairs in the mix (0: none)", at_least=0)
     cold: bool = option(False, "train each reward model from the start model")
     rival: Literal["self", "last"] = option(
@@ -65,13 +66,13 @@ def main(config: Config) -> None:
     out, start, reward = Path(config.out), config.start, config.reward_model
     check_settings(config)
     settings = ["--kl", config.kl, "--lr", config.lr, "--steps", config.steps]
-    train = ["--lr", 1e-3, "--eval-every", 1000]  # an evaluation takes time
+    train = ["--lr", 1e-3, "--eval-every", 1000, "--eval-data", "zoo:held-out"]
     gold = ["--judge", "gold", "--batch-size", 512]  # twice as fast as 64 at once
     policy, previous, judged = out / "policy-0", start, []
     if not reward:
         reward = out / "rm-0"
-        step("train_rm.py", reward, "--model", start, *train, "--epochs", EPOCHS,
-             "--seed", config.seed)  # fmt: skip
+        step("train_rm.py", reward, "--model", start, "--data", config.pairs, *train,
+             "--epochs", EPOCHS, "--seed", config.seed)  # fmt: skip
     step("train_policy.py", policy, "--model", start, "--reward-model", reward, *settings,
          "--seed", config.seed)  # fmt: skip
     labels = AutoConfig.from_pretrained(reward).num_labels  # 10 if it has a head over ratings
@@ -84,11 +85,11 @@ def main(config: Config) -> None:
             step("judge.py", out / f"judge-{number}", "--a", rival, "--b", policy, *comparisons,
                  *seed)  # fmt: skip
             judged.append(out / f"judge-{number}/comparisons.jsonl")
-            data = ["--limit", config.old, "--data", "zoo"] if config.old else ["--data"]
+            old = ["--limit", config.old, "--data", config.pairs] if config.old else ["--data"]
             model, epochs = (start, EPOCHS) if config.cold else (reward, 2)
             reward = out / f"rm-{number}"
             # A sampled answer may hold a NUL character, which train_rm.py counts as a bad row.
-            step("train_rm.py", reward, "--model", model, *head, *data, *judged, *train,
+            step("train_rm.py", reward, "--model", model, *head, *old, *judged, *train,
                  "--epochs", epochs, "--skip-bad-rows", *seed)  # fmt: skip
         previous, policy = policy, out / f"policy-{number}"
         step("train_policy.py", policy, "--model", previous, "--reference", start,

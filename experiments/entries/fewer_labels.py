@@ -1,10 +1,13 @@
-"""As few_labels.py, but the loop retrains on the judged pairs alone: 3 000 pairs in all."""
+"""As few_labels.py, but the loop uses the same 3 000 pairs again and no others."""
 
 import rlhf_min.startup  # noqa: F401  first: signals and threads, before torch
 
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+from rlhf_min.data.preferences import read_pairs
 from rlhf_min.defaults import run_script
 from rlhf_min.zoo.start_model import build_base
 
@@ -12,11 +15,13 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "recipes"))  # loop.py imports its neighbour
 seed, out = sys.argv[1], Path(sys.argv[2])
 
-start, reward = str(out / "start"), str(out / "rm")
+start, reward, file = (str(out / name) for name in ("start", "rm", "pairs.jsonl"))
 build_base(start, seed=int(seed))
-few = ["--limit", "3000", "--epochs", "16", "--lr", "1e-3"]
+pairs, _ = read_pairs(["zoo"], limit=3000, seed=int(seed))
+Path(file).write_text("".join(json.dumps(asdict(pair)) + "\n" for pair in pairs))
+few = ["--data", file, "--eval-data", "zoo:held-out", "--epochs", "16", "--lr", "1e-3"]
 run_script(ROOT / "train_rm.py", "--model", start, "--out", reward, "--seed", seed, *few)
-flags = ["--start", start, "--reward-model", reward, "--comparisons", "1000", "--old", "0"]
+flags = ["--start", start, "--reward-model", reward, "--comparisons", "1000", "--pairs", file]
 flags += ["--out", str(out / "loop"), "--seed", seed]
 run_script(ROOT / "recipes/loop.py", *flags)
 (out / "loop/policy-3").rename(out / "policy")
