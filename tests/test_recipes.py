@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_models import tiny_folder
+from tiny_models import tiny_folder, write_rows
 
-from rlhf_min.zoo import start_model
+from rlhf_min.zoo import start_model, world
 
 ROOT = Path(__file__).parents[1]
 
@@ -105,16 +105,20 @@ def test_without_a_reward_model_the_loop_trains_its_first_one_in_six_epochs(tmp_
     monkeypatch.syspath_prepend(str(ROOT / "recipes"))
     import loop
 
-    short = {"train_rm.py": ["--limit", "40", "--eval-limit", "10"], "train_policy.py": []}
+    pairs = str(tmp_path / "pairs.jsonl")
+    write_rows(tmp_path / "pairs.jsonl", list(world.pairs("train", 40)))
+    short = {"train_rm.py": ["--eval-limit", "10"]}
     short["train_policy.py"] = ["--eval-prompts", "4", "--ruler-prompts", "8", "--batch-size", "4"]
     run_script = loop.run_script
     monkeypatch.setattr(
         loop, "run_script", lambda path, *words: run_script(path, *words, *short[path.name])
     )
-    loop.main(loop.Config(rounds=0, out=str(tmp_path / "loop"), start=start, steps=1, seed=7))
+    settings = {"start": start, "pairs": pairs, "steps": 1, "seed": 7}
+    loop.main(loop.Config(rounds=0, out=str(tmp_path / "loop"), **settings))
     summary = json.loads((tmp_path / "loop/rm-0/summary.json").read_text())
     assert summary["steps"] == 6 * -(-summary["pairs/train"] // 32)  # six epochs in batches of 32
     record = json.loads((tmp_path / "loop/rm-0/run.json").read_text())["config"]
     assert (record["lr"], record["seed"], record["model"]) == (1e-3, 7, start)
+    assert (record["data"], record["eval_data"]) == ([pairs], ["zoo:held-out"])
     policy = json.loads((tmp_path / "loop/policy-0/run.json").read_text())["config"]
     assert policy["reward_model"] == str(tmp_path / "loop/rm-0")
