@@ -5,10 +5,11 @@
 #
 # Environment variables give the other settings: START=DIR (start model), REWARD_MODEL=DIR (the
 # reward model of round 0; without it, one is trained in OUT/rm-0), STEPS, KL, LR (of each policy),
-# PAIRS=SPEC (original pairs), OLD=N (how many in the mix), COLD=1 (train each reward model from the start model),
-# RIVAL=last (judge against the policy before).
+# PAIRS=SPEC (original pairs), OLD=N (how many of them in the mix), COLD=1 (train each reward model
+# from the start model), RIVAL=last (judge against the policy before).
 cd "$(dirname "$0")/.." || exit 1
 exec "${PYTHON:-python}" recipes/loop.py --rounds "${1:-3}" --comparisons "${2:-1900}" \
   --out "${3:-runs/loop}" --seed "${4:-0}" --start "${START:-runs/zoo-base}" \
   ${REWARD_MODEL:+--reward-model "$REWARD_MODEL"} --steps "${STEPS:-60}" --kl "${KL:-0.2}" \
-  --lr "${LR:-5e-4}" --pairs "${PAIRS:-zoo}" --old "${OLD:-2000}" ${COLD:+--cold} --rival "${RIVAL:-self}"
+  --lr "${LR:-5e-4}" --pairs "${PAIRS:-zoo}" --old "${OLD:-2000}" ${COLD:+--cold} \
+  --rival "${RIVAL:-self}"
