@@ -1,11 +1,13 @@
 """Seconds of a run outside its steps: evaluation, checkpoints, report, reading data and models.
 
-    python benchmarks/overhead.py train_rm.py
-    python benchmarks/overhead.py train_policy.py --eval-every 15
+    python -m benchmarks.overhead train_rm.py
+    python -m benchmarks.overhead train_policy.py --eval-every 15
 
 Runs the script in this process with these flags, and prints each part and its share of the run.
 The imports are over before the time starts; --out is a temporary folder.
 """
+
+import rlhf_min.startup  # noqa: F401  first: signals and threads, before torch
 
 import sys
 import tempfile
@@ -15,8 +17,6 @@ from contextlib import ExitStack
 from functools import wraps
 from pathlib import Path
 from unittest import mock
-
-import timing  # noqa: F401 (puts rlhf_min on the path)
 
 import train_policy
 import train_rm
@@ -42,7 +42,6 @@ PARTS = {  # part → (where it is looked up, name of the function) of each call
     "loading the models": [
         (train_rm, "new_reward_model"),
         (train_policy.loading, "load_policy"),
-        (train_policy.loading, "load_tokenizer"),
         (train_policy, "make_scorer"),
     ],
     "saving the model": [(train_rm.loading, "save_model")],
@@ -64,7 +63,7 @@ def timed(function, seconds: Counter, part: str):
 
 
 def measure(script, flags: list[str]) -> tuple[Counter, int]:
-    """Seconds by part, the rest of the run among them, and the number of steps."""
+    """Seconds of each part, "steps" and "rest" among them, and the number of steps."""
     seconds: Counter = Counter()
     with tempfile.TemporaryDirectory() as out, ExitStack() as patches:
         for part, places in PARTS.items():
@@ -84,7 +83,7 @@ def measure(script, flags: list[str]) -> tuple[Counter, int]:
 
 def main() -> None:
     if not sys.argv[1:] or sys.argv[1] not in SCRIPTS:
-        raise SystemExit(f"usage: overhead.py {'|'.join(SCRIPTS)} [its flags]")
+        raise SystemExit(f"usage: python -m benchmarks.overhead {'|'.join(SCRIPTS)} [its flags]")
     seconds, steps = measure(SCRIPTS[sys.argv[1]], sys.argv[2:])
     whole = seconds.total()
     print(f"\n| {' '.join(sys.argv[1:])}: {steps} steps | seconds | share |\n|---|---|---|")

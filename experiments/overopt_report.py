@@ -58,7 +58,9 @@ def grid_table(cells: tables.Cells) -> str:
     head = ["accuracy", "best of n at 2 nats", "RL end: gold", "fall", "reward", "KL"]
     text = "Accuracy: share of pairs of the start model's answers that the reward model orders as "
     text += "the gold rating does. Fall: gold at the best step of the other seeds minus gold at "
-    text += "the end. Reward: the learned one at the end, less the missing-end penalty. Labels: "
+    text += (
+        "the end. Reward: the learned one at the end, less the missing-end penalty only. Labels: "
+    )
     text += "gold, pairs ordered by the true rating; noisy, by the zoo's annotators."
     return lab.table(CELL + head, rows) + "\n\n" + text
 

@@ -29,10 +29,10 @@ def grid_of(cells: Cells) -> Cells:
 
 
 def learned_reward(curve: dict) -> np.ndarray:
-    """What the method maximises at each point of a curve, 0 at the start.
+    """Learned reward with the missing-end penalty, without a KL penalty; 0 at the start.
 
-    Best of n picks by the score with the missing-end penalty taken off, so its scores hold it.
-    REINFORCE is rewarded in the same way, but its curve holds scores and shares of ended answers.
+    Best-of-n curves already contain the penalty.  REINFORCE curves do not: it is computed from
+    `finished`, the share of answers with an end token.
     """
     score = np.array(curve["score"], float)
     if "finished" not in curve:

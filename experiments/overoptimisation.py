@@ -81,7 +81,7 @@ def run(one: dict) -> dict:
 def curve(points: list[dict]) -> dict:
     """Columns of the points; gold and score recentred, in the start's standard deviations.
 
-    The score is the reward model's own; `overopt_tables.points` takes the missing-end penalty off.
+    The score is the reward model's own; `overopt_tables.points` subtracts the missing-end penalty.
     Losses by cause (rating points) are kept of three points: the start, the best gold, the end.
     """
     first = points[0]

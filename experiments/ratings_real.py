@@ -20,6 +20,8 @@ from experiments import lab, zoo_runs
 from experiments.claims import HEADER, by_variant, claim_row, paired, plain, values
 from experiments.rating_measures import earth_mover, mean_and_sigma
 from experiments.ratings import SIDES, rounded
+from rlhf_min.data.preferences import encode_pairs
+from rlhf_min.models.loading import load_tokenizer
 
 VARIANTS = {
     "scalar": {"head": "scalar"},
@@ -65,17 +67,18 @@ def run(settings: dict) -> dict:
     result = {name: summary[name] for name in names}
     if summary["head"] == "ratings":
         scores, known = zoo_runs.held_out_scores(trained), known_ratings(data)
-        result |= compared(scores, known, training_ratings(train))
+        result |= compared(scores, known, training_ratings(train, trained))
     return rounded(result)
 
 
-def training_ratings(train: dict) -> list[float]:
-    """The ratings of all answers on the training side of the split, too long ones included.
+def training_ratings(train: dict, model: Path) -> list[float]:
+    """The ratings of both answers of every training pair that fits the model's positions.
 
-    train: settings of train_rm.py.
+    train: settings of train_rm.py; model: a folder with the tokenizer.
     """
     pairs, *_ = train_rm.read_pairs(train_rm.Config(**train))
-    return [rating for pair in pairs for rating in (pair.chosen_rating, pair.rejected_rating)]
+    pairs, _ = encode_pairs(load_tokenizer(model), pairs, train["max_length"], "--data")
+    return [rating for pair in pairs for rating in pair.ratings]
 
 
 def known_ratings(files: list[str]) -> dict[tuple[str, str], list[float]]:
@@ -99,8 +102,8 @@ def compared(rows: list[dict], known: dict, training: list[float]) -> dict:
 
     `marginal`: earth mover's distance between the mean distribution of all answers and that of the
     data.  `score`: Σ_k (P_k − Q_k)² of both CDFs, mean over answers, which is smallest for the true
-    distribution (ranked probability score; Epstein 1969).  `score_constant`: of the mean
-    distribution of the ratings `training`, which are of other answers, for every answer.
+    distribution (ranked probability score; Epstein 1969).  `score_constant`: the same score if
+    every answer gets one fixed distribution, the mean of the ratings `training`.
     """
     learned = np.array([row[f"{side}_ratings"] for row in rows for side in SIDES])
     ratings = np.array([known[row["chosen"], row["rejected"]] for row in rows]).flatten()

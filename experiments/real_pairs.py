@@ -9,8 +9,8 @@ A prompt of hh_helpful is a text: "Human: … Assistant: … Human: … Assistan
 one user message of it and puts it in the model's chat template; TRL takes text as it is and uses
 the template only for messages.  So two more sides: TRL with the messages that train_rm.py makes,
 and train_rm.py with one message per turn of the dialogue.  And one more: this model's tokenizer has
-the end token as padding, so TRL reads the reward at the token before it; with another padding token
-TRL reads it at the end token, as train_rm.py does.
+the end token as padding, so TRL reads the reward at the token before it.  The side `trl_end` gives
+TRL a tokenizer with a separate padding token; then it reads the reward at the end token.
 """
 
 import argparse
@@ -45,7 +45,7 @@ COMPARED = {  # claim → (better side, other side)
     "TRL on text is more accurate than train_rm.py": ("trl", "ours"),
     "TRL on the same messages is more accurate than train_rm.py": ("trl_message", "ours"),
     "… than train_rm.py with TRL's other settings": ("trl_message", "matched"),
-    "TRL on text, reward read at the end token, … than train_rm.py": ("trl_end", "ours"),
+    "TRL on text, read at the end token, is more accurate than train_rm.py": ("trl_end", "ours"),
     "TRL: text is better than one message": ("trl", "trl_message"),
     "TRL: reading before the end token is better than at it": ("trl", "trl_end"),
     "train_rm.py: TRL's other settings are better": ("matched", "ours"),

@@ -122,10 +122,11 @@ def check_settings(config: Config) -> None:
         )
     file = Path(config.out) / "loop.json"
     now, before = asdict(config), read_json(file)
-    changed = [name for name in now if before and now[name] != before.get(name)]
+    before = before and asdict(Config()) | before  # an older loop.json may lack a setting
+    changed = [name for name in now if before and now[name] != before[name]]
     if changed:
         name = changed[0]
-        old, new = ("nothing" if x == "" else x for x in (before.get(name), now[name]))
+        old, new = ("nothing" if x == "" else x for x in (before[name], now[name]))
         raise InputError(
             f"--out {config.out} holds a loop with {flag_of(name)} {old}, not {new}: "
             "give another folder, or the same settings to go on"

@@ -95,7 +95,7 @@ def activations(model, prompts: int, samples: int, settings: Config) -> int:
     logits = max(MAX_LOGITS, MIN_TOKENS * model.config.get_text_config().vocab_size) * 4 * 3
     if not settings.gradient_checkpointing:
         return full + logits
-    checkpointed = copy.deepcopy(model)  # without numbers, so it takes no memory
+    checkpointed = copy.deepcopy(model)  # on the meta device: it takes no memory
     loading.checkpoint_layers(checkpointed)
     kept = kept_for_backward(checkpointed, prompts, samples, settings)
     layers = model.config.get_text_config().num_hidden_layers

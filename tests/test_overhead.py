@@ -8,8 +8,8 @@ from tiny_models import tiny_folder, tiny_pairs, write_rows
 
 import train_rm
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-import overhead
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks import overhead
 
 
 def test_the_parts_of_a_run_add_up_and_each_call_is_counted(tmp_path, monkeypatch):

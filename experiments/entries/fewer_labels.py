@@ -1,4 +1,4 @@
-"""As few_labels.py, but the loop uses the same 3 000 pairs again and no others."""
+"""As few_labels.py, but each round draws its old pairs from the same 3 000."""
 
 import rlhf_min.startup  # noqa: F401  first: signals and threads, before torch
 

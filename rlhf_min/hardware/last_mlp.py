@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 GATED = {"gate_proj", "up_proj", "down_proj"}  # Llama, Qwen, Gemma, Mistral and their relatives
+OTHERS = {"act_fn", "dropout", "ffn_sub_norm"}  # what such an MLP may also hold; no router
 
 
 def last_layer(model) -> nn.Module | None:
@@ -18,16 +19,17 @@ def last_layer(model) -> nn.Module | None:
     layers = getattr(model.base_model, "layers", None)
     layer = layers[-1] if isinstance(layers, nn.ModuleList) else None
     names = {name for name, _ in getattr(layer, "mlp", nn.Module()).named_children()}
-    return layer if names >= GATED else None
+    return layer if names - OTHERS == GATED else None
 
 
 @contextmanager
-def last_mlp_at(model, places: Tensor):
+def last_mlp_at(model, places: Tensor, rows: torch.Size):
     """Context manager: the last layer's MLP is computed at these places, and is 0 elsewhere.
 
-    places [N], each one once: row·L + column of hidden states [R, L, H].  Other hidden states of
-    the last layer are then wrong and must not be read.  Nothing changes for models without a gated
-    MLP, and with gradient checkpointing, which computes layers again after this context has ended.
+    places [N], each one once: row·L + column of hidden states [R, L, H]; rows: R and L.  Other
+    hidden states of the last layer are then wrong and must not be read.  The whole MLP is computed
+    for models without a gated one, and under gradient checkpointing: there the backward pass
+    computes the layer again, after the hooks are removed.
     """
     layer = last_layer(model)
     if layer is None or (torch.is_grad_enabled() and getattr(layer, "gradient_checkpointing", 0)):
@@ -36,18 +38,20 @@ def last_mlp_at(model, places: Tensor):
     shapes: list[torch.Size] = []
 
     def gather(_, inputs: tuple) -> tuple | None:
-        if not inputs:  # called with keywords only: computed as a whole
-            return None
+        if not inputs or inputs[0].shape[:2] != rows or inputs[0].dim() != 3:
+            return None  # another order of axes, or keywords only: computed as a whole
         if shapes:
-            raise RuntimeError("the last layer was called twice in one forward pass")
+            raise RuntimeError(
+                "the model calls its last layer twice in one pass: last_mlp.py cannot take that"
+            )
         shapes.append(inputs[0].shape)
         return (inputs[0].flatten(0, 1)[places], *inputs[1:])
 
     def scatter(_, inputs: tuple, output: Tensor) -> Tensor:
         if not shapes:
             return output
-        rows, length, width = shapes[0]
-        return output.new_zeros(rows * length, width).index_copy(0, places, output).view(shapes[0])
+        zeros = output.new_zeros(rows.numel(), output.shape[-1])
+        return zeros.index_copy(0, places, output).view(shapes[0])
 
     hooks = [layer.mlp.register_forward_pre_hook(gather)]
     hooks.append(layer.mlp.register_forward_hook(scatter))

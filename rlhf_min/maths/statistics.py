@@ -20,8 +20,10 @@ def wilson_interval(wins: float, n: int, z: float = 1.959964) -> tuple[float, fl
     return max(0.0, min(p, middle - half)), min(1.0, max(p, middle + half))  # despite rounding
 
 
-def bootstrap_interval(values: Numbers, seed: int = 0, resamples: int = 1000):
-    """95 % percentile bootstrap of a mean (Efron 1979): (low, high); values: one per prompt."""
+def bootstrap_interval(
+    values: Numbers, seed: int = 0, resamples: int = 1000
+) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of a mean (Efron 1979).  values: one per prompt."""
     if not values:
         raise ValueError("a bootstrap needs at least one value")
     data, count = torch.tensor(values, dtype=torch.float64), (len(values),)

@@ -84,7 +84,7 @@ def separate_pad(model, tokenizer) -> None:
 
 def branch_outputs(model, tree: Tree) -> Tensor:
     """The head's output at each branch's last token: [B, labels] float32, or float64."""
-    with last_mlp_at(model, tree.ends):  # only these positions are read
+    with last_mlp_at(model, tree.ends, tree.ids.shape):  # only these positions are read
         hidden = hidden_states(model, tree)[tree.ends]
     output = model.score(hidden)
     return output if output.dtype == torch.float64 else output.float()
