@@ -1,15 +1,18 @@
 """The last layer's MLP at some positions only: the same states and gradients there."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_prompt_tree import BRANCHES, PROMPTS, layout
-from tiny_models import parameter_gradients, tiny_model, tolerance
+from tiny_models import parameter_gradients, tiny_folder, tiny_model, tolerance
 from torch.testing import assert_close
 from transformers import DogeConfig, DogeForCausalLM
 
 from rlhf_min.hardware.last_mlp import last_layer, last_mlp_at
 from rlhf_min.models.loading import checkpoint_layers
 from rlhf_min.models.prompt_tree import build_tree, hidden_states
+from rlhf_min.models.reward_model import branch_outputs, new_reward_model
 
 GATED = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "granite", "cohere"]
 OTHERS = ["gpt2", "gpt_neo", "gpt_neox"]
@@ -39,6 +42,14 @@ def test_states_and_gradients_at_the_places_are_those_of_the_whole_pass(family, 
     assert sum(g.abs().sum() for g in wanted) > 0
     for w, f in zip(wanted, found, strict=True):
         assert_close(f, w, **tolerance(family))
+
+
+def test_a_reward_model_uses_it_for_the_ends_of_the_answers(tmp_path):
+    model = new_reward_model(str(tiny_folder(tmp_path / "m")), "scalar", torch.float32)
+    rows = counted_rows(last_layer(model).mlp.down_proj)
+    tree = build_tree([[5, 6, 7], [8]], [[[9, 10, 1], [11]], [[12, 13]]], layout())
+    branch_outputs(model, replace(tree, mask=tree.mask.float()))
+    assert rows == [3]
 
 
 def test_other_positions_are_not_computed_to_the_end():

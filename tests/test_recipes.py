@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tiny_models import tiny_folder, write_rows
 
+from rlhf_min import InputError
 from rlhf_min.zoo import start_model, world
 
 ROOT = Path(__file__).parents[1]
@@ -122,3 +123,10 @@ def test_without_a_reward_model_the_loop_trains_its_first_one_in_six_epochs(tmp_
     assert (record["data"], record["eval_data"]) == ([pairs], ["zoo:held-out"])
     policy = json.loads((tmp_path / "loop/policy-0/run.json").read_text())["config"]
     assert policy["reward_model"] == str(tmp_path / "loop/rm-0")
+    file = tmp_path / "loop/loop.json"
+    older = {name: value for name, value in json.loads(file.read_text()).items() if name != "old"}
+    file.write_text(json.dumps(older))  # written before there was such a setting: its default
+    loop.main(loop.Config(rounds=0, out=str(tmp_path / "loop"), **settings))
+    file.write_text(json.dumps(older))
+    with pytest.raises(InputError, match="with --old 2000, not 2001"):
+        loop.main(loop.Config(rounds=0, old=2001, out=str(file.parent), **settings))
