@@ -1,4 +1,4 @@
-"""Matrix products with packed bfloat16 weights on a CPU, one for all layers of the same input.
+"""Matrix products with packed bfloat16 weights on a CPU, one for the queries, keys and values.
 
 oneDNN reorders a whole weight for every product of a few rows; a packed weight is already in its
 memory order.  The operators are those that torch.compile uses.
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 # Layers of one module that read the same input in Llama, Qwen, Gemma, Mistral and their relatives.
-SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+# Not gate_proj and up_proj: joined, they need 0.4 GB more and save no time (docs/LOG.md).
+SIBLINGS = ("q_proj", "k_proj", "v_proj")
 
 
 def can_pack() -> bool:
@@ -25,14 +26,12 @@ def packed_forwards(model, layers: set[nn.Module]) -> Iterator[tuple[nn.Module, 
     layers: nn.Linear, or adapted layers around one, whose merged weights are packed.
     """
     left = set(layers)
-    # All groups of one kind, then the next: joined weights of one size reuse freed memory.
-    for names in SIBLINGS:
-        for parent in model.modules():
-            children = dict(parent.named_children())
-            group = [children.get(name) for name in names]
-            if left.issuperset(group) and can_share(group):
-                left.difference_update(group)
-                yield from zip(group, SharedProduct(group).forwards, strict=True)
+    for parent in model.modules():
+        children = dict(parent.named_children())
+        group = [children.get(name) for name in SIBLINGS]
+        if left.issuperset(group) and can_share(group):
+            left.difference_update(group)
+            yield from zip(group, SharedProduct(group).forwards, strict=True)
     for layer in left:
         yield layer, packed_product([layer])
 
