@@ -23,10 +23,10 @@ def last_layer(model) -> nn.Module | None:
 
 
 @contextmanager
-def last_mlp_at(model, places: Tensor, rows: torch.Size):
+def last_mlp_at(model, places: Tensor, size: torch.Size):
     """Context manager: the last layer's MLP is computed at these places, and is 0 elsewhere.
 
-    places [N], each one once: row·L + column of hidden states [R, L, H]; rows: R and L.  Other
+    places [N], each one once: row·L + column of hidden states [R, L, H]; size: (R, L).  Other
     hidden states of the last layer are then wrong and must not be read.  The whole MLP is computed
     for models without a gated one, and under gradient checkpointing: there the backward pass
     computes the layer again, after the hooks are removed.
@@ -38,7 +38,7 @@ def last_mlp_at(model, places: Tensor, rows: torch.Size):
     shapes: list[torch.Size] = []
 
     def gather(_, inputs: tuple) -> tuple | None:
-        if not inputs or inputs[0].shape[:2] != rows or inputs[0].dim() != 3:
+        if not inputs or inputs[0].shape[:2] != size or inputs[0].dim() != 3:
             return None  # another order of axes, or keywords only: computed as a whole
         if shapes:
             raise RuntimeError(
@@ -50,7 +50,7 @@ def last_mlp_at(model, places: Tensor, rows: torch.Size):
     def scatter(_, inputs: tuple, output: Tensor) -> Tensor:
         if not shapes:
             return output
-        zeros = output.new_zeros(rows.numel(), output.shape[-1])
+        zeros = output.new_zeros(size.numel(), output.shape[-1])
         return zeros.index_copy(0, places, output).view(shapes[0])
 
     hooks = [layer.mlp.register_forward_pre_hook(gather)]
