@@ -79,7 +79,7 @@ from rlhf_min.judging.summary import describe, summarise, training_pairs
 from rlhf_min.models.answers import sample_texts
 from rlhf_min.models.layout import context_length
 from rlhf_min.models.loading import load_causal_lm, load_tokenizer
-from rlhf_min.reporting import folder_files, report
+from rlhf_min.reporting import folder_files
 from rlhf_min.reporting.run_folder import RunLog, check_folder
 
 GIVE_UP = 10  # questions in a row without a reply that stop the run
@@ -199,7 +199,6 @@ def write_results(config: Config, log: RunLog, outcomes: list[Outcome]) -> dict:
         log.write_rows("comparisons.jsonl", pairs)
         summary["comparisons"] = len(pairs)
     log.finish(summary)
-    report.write_report(log.out)
     return summary
 
 

@@ -5,7 +5,7 @@
     python train_policy.py --baseline leave-one-out --objective ppo-clip --updates 2 --out runs/ppo
     torchrun --nproc-per-node 2 train_policy.py         # two processes, each with a device
 
-Axes, as suffixes of names: P prompts of a step, K answers to each, p prompts of a micro-batch.
+Axes, as suffixes: P prompts of a step, K answers to each, p prompts (indices) of a micro-batch.
 Left out on purpose: a value network, rewards per token, a sampling server.
 """
 
@@ -24,10 +24,10 @@ class Config:
     model: str = option("runs/zoo-base", "language model: folder or hub id", heading="Inputs")
     reward_model: str | list[str] = option("runs/rm", "reward model, or several: folder or hub id")
     ensemble: Literal["mean", "min", "uncertainty"] = option("mean", "how several are combined")
-    ensemble_weight: float = option(1.0, "uncertainty: of the members' variance", at_least=0)
+    ensemble_weight: float = option(1.0, "weight of the variance (uncertainty)", at_least=0)
     reward_function: str = option("", "FILE.py:NAME, own (prompts, answers) -> rewards")
-    function_weight: float = option(0.0, "of it beside the model (0: alone)", at_least=0)
-    reference: str = option("", "model that KL is measured to (default: --model)")
+    function_weight: float = option(0.0, "its weight beside the model (0: no model)", at_least=0)
+    reference: str = option("", "model that KL is measured to (nothing: --model)")
     data: list[str] = option(["zoo"], "prompts: zoo, files, or hub ids (id:split); concatenated")
     eval_data: list[str] = option([], "held-out prompts (nothing: the zoo's, or a split)")
     skip_bad_rows: bool = option(False, "drop and count rows that cannot be used")
@@ -40,7 +40,7 @@ class Config:
     ema_decay: float = option(0.9, "decay of --baseline ema", at_least=0, below=1)
     kl: float = option(0.1, "weight of the KL penalty, reward per nat", "--beta", at_least=0)
     missing_end_penalty: float = option(1.0, "taken from the reward if no end token", at_least=0)
-    reading: Literal["mean", "entropic", "win"] = option("mean", "how ratings become a reward")
+    reading: Literal["mean", "entropic", "win"] = option("mean", "how outputs become a score")
     entropic_b: float = option(2.0, "scale of --reading entropic, in ratings", at_least=0.01)
     weight: Literal["none", "inverse-sigma", "inverse-variance", "inverse-one-plus-sigma"] = option(
         "none", "factor of the advantage from the ratings' spread"
@@ -147,7 +147,7 @@ def train(config: Config, policy, reference, scorer, prompts, sampling, evaluate
     step, reward_scale, before, samples (metrics and answers before training) of a new run.
     """
     K, P = config.samples, config.batch_size // config.samples
-    temperature, max_rows = config.temperature, config.micro_batch
+    temperature, p_max = config.temperature, config.micro_batch
     loss, gold, first = choose_loss(config), evaluation.gold_of(config), state["step"]
     optimiser, generator, baseline = initial_state(config, policy, state)
     sampling = {**sampling, "generator": generator}
@@ -161,25 +161,25 @@ def train(config: Config, policy, reference, scorer, prompts, sampling, evaluate
         rollout = sample(policy, ids, K, **sampling)  # answers [P][K]
         ref_rollout = sample(reference, ids, 1, **sampling) if scorer.needs_reference else None
         clock("sample")
-        scores_PK, weights_PK = scorer.score(rollout, texts, ref_rollout)  # weights: --weight
+        scores_PK, factors_PK = scorer.score(rollout, texts, ref_rollout)  # of --weight
         rewards_PK = standardise(scores_PK, **state["reward_scale"])  # mean, std
         rewards_PK = penalise_missing_end(rewards_PK, rollout.finished, config.missing_end_penalty)
         clock("score")
-        ref_PK = rollout_log_probs(reference, rollout, temperature, max_rows)  # log π_ref
+        ref_PK = rollout_log_probs(reference, rollout, temperature, p_max)  # log π_ref
         clock("reference")
 
-        # The first update's forward pass also gives old_PK, total rewards and advantages: a micro-
-        # batch holds all K answers to its prompts p (a list of indices), so it needs no other.
+        # The first update's forward pass also gives old_PK, total rewards and advantages.  Micro-
+        # batches (prompts p) hold all K answers to a prompt, which leave-one-out needs together.
         log_probs_PK, old_PK, total_rewards_PK, advantages_PK = ref_PK.new_empty(4, P, K)
         lr = config.lr * warm_up(step, config.warm_up, config.steps)
         for update in range(config.updates):
-            for p, tree in tree_batches(policy, rollout.prompts, rollout.answers, max_rows):
+            for p, tree in tree_batches(policy, rollout.prompts, rollout.answers, p_max):
                 log_probs_pK = answer_log_probs(policy, tree, temperature).view(-1, K)  # gradient
                 log_probs_PK[p] = log_probs_pK.detach()
                 if update == 0:
                     old_PK[p] = log_probs_PK[p]
                     total_rewards_PK[p] = with_kl(rewards_PK[p], old_PK[p], ref_PK[p], config.kl)
-                    advantages_PK[p] = baseline.advantages(total_rewards_PK[p]) * weights_PK[p]
+                    advantages_PK[p] = baseline.advantages(total_rewards_PK[p]) * factors_PK[p]
                 loss(log_probs_pK, old_PK[p], advantages_PK[p], P * K).backward()
             ranks.complete(log_probs_PK, old_PK, total_rewards_PK, advantages_PK)
             check_finite("the policy's log-prob", log_probs_PK)
@@ -191,7 +191,7 @@ def train(config: Config, policy, reference, scorer, prompts, sampling, evaluate
         metrics = step_metrics(rollout, scores_PK, total_rewards_PK, advantages_PK, old_PK, ref_PK)
         metrics |= {"grad/norm": grad_norm, "learning_rate": lr, "baseline/value": baseline.value}
         metrics["clip/fraction"] = policy_losses.clip_fraction(log_probs_PK, old_PK, config.clip)
-        metrics["batch/padding"] = padding_share(policy, rollout.prompts, rollout.answers, max_rows)
+        metrics["batch/padding"] = padding_share(policy, rollout.prompts, rollout.answers, p_max)
         metrics |= clock.seconds | evaluation.reward_metrics(gold, batch, rollout, scorer)
         baseline = baseline.updated(total_rewards_PK)  # after its use: b must not contain this R
         if config.eval_every and (step + 1) % config.eval_every == 0:

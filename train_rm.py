@@ -6,7 +6,7 @@
     python train_rm.py --model HuggingFaceTB/SmolLM2-135M-Instruct \\
         --data esfrankel17/HelpSteer2_binarized:average_rating_split --rating-range 0 4
 
-Axes in comments: N pairs of a step, n pairs of a micro-batch.
+Axes in comments: N pairs of a step, n pairs of a micro-batch (their indices).
 Left out on purpose: learning-rate searches, quantised weights.
 """
 
@@ -176,7 +176,7 @@ def train(config: Config, model, pairs, held_out, steps: int, log, checkpoint: d
             data_ratings = torch.tensor([batch[i].ratings for i in n], device=outputs.device)
             loss = loss_of(config, chosen, rejected, *data_ratings.unbind(1), step_mean)
             check_finite("the loss", loss)
-            (loss * len(n) / len(batch)).backward()  # the optimiser sums the gradients of all ranks
+            (loss * len(n) / len(batch)).backward()  # its part of the mean over all N pairs
             loss_sum += loss.item() * len(n) / len(batch)
             wins_sum += wins(chosen.detach(), rejected.detach()).sum().item()
         lr = config.lr * warm_up_and_down(step, config.warm_up, steps)

@@ -15,14 +15,16 @@ def next_token_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def rollout_kl(policy, reference, rollout: Rollout, max_rows: int = 64) -> Tensor:
+def rollout_kl(policy, reference, rollout: Rollout, max_prompts: int = 64) -> Tensor:
     """Σ_t KL(π(·|x, y_<t) ‖ π_ref(·|x, y_<t)) of every answer y: [P, K], nats.
 
     Its mean over answers sampled from π at temperature 1 is KL(π ‖ π_ref) in expectation, as is the
     mean log-ratio, whose variance it reduces (Rao-Blackwell).
     """
     kl = torch.zeros(rollout.finished.shape)
-    for p, tree in tree_batches(policy, rollout.prompts, rollout.answers, max_rows, forward=True):
+    for p, tree in tree_batches(
+        policy, rollout.prompts, rollout.answers, max_prompts, forward=True
+    ):
         log_p, log_q = (
             head_logits(model, hidden_states(model, tree)[tree.predictors]).log_softmax(-1)
             for model in (policy, reference)

@@ -3,8 +3,8 @@
     python recipes/loop.py --rounds 3 --comparisons 1900 --out runs/loop
 
 Without --reward-model a first one is trained for six epochs.  After one epoch, as in `make demo`, a
-reward model cannot tell a wrong fact from the truth, and three rounds teach it that in one seed of
-five only (experiments/blind_spots.py).
+reward model cannot tell a wrong fact from the truth, and after three rounds it could in only one of
+five seeds (experiments/blind_spots.py).
 
 In each round the judge compares two answers of the present policy to each training question,
 because the reward model must tell apart what this policy writes.  The verdicts are added to all

@@ -18,6 +18,7 @@ import pytest
 
 from rlhf_min import InputError
 from rlhf_min.data.files import read_jsonl
+from rlhf_min.reporting import plots
 from rlhf_min.reporting.diagnosis import collapse, diagnose
 from rlhf_min.reporting.plots import baseline_figure, save_plots
 from rlhf_min.reporting.report import (
@@ -352,6 +353,11 @@ def test_reward_model_plots_are_written(tmp_path, head, steps):
 def test_plots_without_data_are_left_out(tmp_path):
     write_rows(tmp_path / "metrics.jsonl", [{"step": 1, "reward/mean": 1.0, "kl/mean": None}])
     assert [path.name for path in save_plots(read_run(tmp_path))] == ["reward.png"]
+
+
+def test_a_judges_report_draws_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "panels", None)  # drawing a figure calls it
+    assert save_plots(read_run(judge_run(tmp_path / "run"))) == []
 
 
 # ── the page ─────────────────────────────────────────────────────────────────────────────────────

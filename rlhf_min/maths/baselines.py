@@ -45,8 +45,8 @@ class MovingAverage(Baseline):
 class ExponentialAverage(Baseline):
     """b ← ρ·b + (1 − ρ)·mean(R), ρ = decay.
 
-    `value` must start at the mean reward before training.  If it started at 0 for ratings of 1 to
-    10, all advantages would be positive for about 1/(1 − ρ) steps.
+    `value` must start at the mean reward before training.  From 0, with rewards of 1 to 10, all
+    advantages would be positive for about 1/(1 − ρ) steps.
     """
 
     value: float = 0.0

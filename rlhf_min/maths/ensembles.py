@@ -19,7 +19,7 @@ def minimum(scores: Tensor) -> Tensor:
 
 
 def uncertainty_weighted(scores: Tensor, weight: float) -> Tensor:
-    """mean_m r_m − λ·Var_m r_m, the variance divided by M: [M, P, K] → [P, K].
+    """mean_m r_m − λ·Var_m r_m, Var = (1/M)·Σ(r_m − mean)²: [M, P, K] → [P, K].
 
     weight λ ≥ 0, per standardised unit: disagreement costs reward.  λ = 0 is `mean`.
     """
@@ -28,5 +28,5 @@ def uncertainty_weighted(scores: Tensor, weight: float) -> Tensor:
 
 
 def spread(scores: Tensor) -> Tensor:
-    """Standard deviation across members, divided by M: [M, P, K] → [P, K].  0: all agree."""
+    """Standard deviation of the members' scores, √Var as above: [M, P, K] → [P, K]."""
     return scores.double().std(0, correction=0).to(scores.dtype)

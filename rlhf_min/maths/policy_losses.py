@@ -1,8 +1,8 @@
 """Losses of the policy gradient.  The whole answer is one action: log π(y|x) sums over its tokens.
 
 The log-derivative trick, ∇E[R] = E[R·∇log π(y|x)] for y ~ π, turns the gradient of an expectation
-into an average over samples (Williams 1992).  The gradient of `reinforce` is minus that average;
-so is that of `ppo_clip` in the first of several updates, where ρ = 1.
+into an average over samples (Williams 1992).  The gradient of `reinforce` is minus that
+average, with A = R − b for R; so is that of `ppo_clip` in the first of several updates (ρ = 1).
 """
 
 import torch

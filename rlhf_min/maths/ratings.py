@@ -74,9 +74,9 @@ def answer_entropy(logits: Tensor) -> Tensor:
 
 
 def marginal_entropy(logits: Tensor) -> Tensor:
-    """Entropy of the batch's mean distribution (DPL): logits [B, R] → scalar in nats.
+    """Entropy of the mean distribution of B answers (DPL): logits [B, R] → scalar in nats.
 
-    Subtracted from a loss it asks the batch, not the single answer, to use the whole scale.
+    Subtracted from a loss it asks a micro-batch, not the single answer, to use the whole scale.
     """
     marginal = logits.log_softmax(-1).logsumexp(0) - math.log(logits.shape[0])
     return -(marginal.exp() * marginal).sum()

@@ -28,7 +28,7 @@ def with_kl(rewards: Tensor, log_probs: Tensor, ref_log_probs: Tensor, beta: flo
     """R = r' − β·log[π(y|x)/π_ref(y|x)] (Ahmadian et al. 2024, eq. 3).
 
     rewards r', standardised; log_probs, ref_log_probs; all [...]; beta in reward units per nat
-    → [...], a constant for autograd.
+    → [...], detached: the gradient of the penalty's log π has mean zero (E[∇log π] = 0).
     """
     return (rewards - beta * (log_probs - ref_log_probs)).detach()
 

@@ -72,7 +72,7 @@ def length_controlled_rate(verdicts: Numbers, differences: Numbers, ridge: float
 def reliability(probabilities: Numbers, outcomes: Numbers, bins: int = 10) -> list[tuple]:
     """(mean probability, mean outcome, count) of every non-empty bin of equal width, in order.
 
-    Of a pair give both orders, (p, 1) and (1 − p, 0): if every outcome is 1, nothing can be told.
+    Give each pair in both orders, (p, 1) and (1 − p, 0): outcomes that are all 1 tell nothing.
     """
     if not outcomes or not all(0 <= p <= 1 for p in probabilities):  # NaN is caught too
         raise ValueError("reliability needs at least one probability, all between 0 and 1")
@@ -88,7 +88,7 @@ def expected_calibration_error(probabilities: Numbers, outcomes: Numbers, bins: 
 
 
 def distinct_n(texts: Sequence[Sequence[Hashable]], n: int = 2) -> float:
-    """Different n-grams over all n-grams of texts (Li et al. 2016), 0 if none; falls with texts."""
+    """Different n-grams over all n-grams (Li et al. 2016), 0 if none; more texts lower it."""
     grams = [tuple(text[i : i + n]) for text in texts for i in range(len(text) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from rlhf_min import InputError
 from rlhf_min.hardware import ranks
 from rlhf_min.hardware.attention import NAME
+from rlhf_min.hardware.last_layer import last_layer_at
 from rlhf_min.models.layout import Layout, context_length, needs_plain_rows, slides
 from rlhf_min.models.prompt_tree import Tree, build_tree, hidden_states, row_length, tree_rows
 
@@ -20,11 +21,11 @@ _layouts: WeakKeyDictionary = WeakKeyDictionary()  # model → its layout
 
 
 def tree_batches(
-    model, prompts: list, branches: list, max_rows: int, forward: bool = False
+    model, prompts: list, branches: list, max_prompts: int, forward: bool = False
 ) -> Iterator[tuple[list[int], Tree]]:
     """Yields the indices of some prompts [p], longest first, and the tree of their branches.
 
-    A tree has at most max_rows prompts, and at most `max_positions` of the model's layout
+    A tree has at most max_prompts prompts, and at most `max_positions` of the model's layout
     (`forward_positions` with forward=True, which is for passes without gradients).
     With several processes, only the prompts of this one come (`ranks.own`).
     """
@@ -32,17 +33,17 @@ def tree_batches(
     lengths = [row_length(*row) for row in zip(prompts, branches, strict=True)]
     own_lengths = [lengths[i] for i in own]
     limit = layout.forward_positions if forward else layout.max_positions
-    for group in length_batches(own_lengths, max_rows, limit):
+    for group in length_batches(own_lengths, max_prompts, limit):
         indices = [own[j] for j in group]
         batch = [prompts[i] for i in indices], [branches[i] for i in indices]
         yield indices, build_tree(*batch, layout)
 
 
-def padding_share(model, prompts: list, branches: list, max_rows: int) -> float:
+def padding_share(model, prompts: list, branches: list, max_prompts: int) -> float:
     """Share of positions without a token in `tree_batches` of the same arguments on one device."""
     layout, positions, tokens = layout_of(model), 0, 0
     lengths = [row_length(prompt, own) for prompt, own in zip(prompts, branches, strict=True)]
-    for indices in length_batches(lengths, max_rows, layout.max_positions):
+    for indices in length_batches(lengths, max_prompts, layout.max_positions):
         batch = [prompts[i] for i in indices], [branches[i] for i in indices]
         rows = [row_length(*row) for row in tree_rows(*batch, layout)]
         positions, tokens = positions + len(rows) * max(rows), tokens + sum(rows)
@@ -102,7 +103,9 @@ def choose_layout(model, say=print) -> Layout:
             )
         gap = (tree - rows).abs().max().item() / rows.abs().max().item()
         if gap < tolerance:
-            return replace(layout, spans_from=max(layout.spans_from, SPANS_FROM))
+            ends_only = _last_layer_at_ends_fits(model, layout, tree, tolerance)
+            spans_from = max(layout.spans_from, SPANS_FROM)
+            return replace(layout, spans_from=spans_from, ends_only=ends_only)
         reason = f"states differ by {gap:.1e}"
     name, slower = type(model).__name__, "" if cache else ", and sampling without a KV cache"
     try:
@@ -118,6 +121,15 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
+def _last_layer_at_ends_fits(model, layout: Layout, states: Tensor, tolerance: float) -> bool:
+    """Whether `last_layer_at` changes nothing in the `_probe_states` of this layout [4, H]."""
+    try:
+        ends = _probe_states(model, replace(layout, ends_only=True))
+    except Exception:  # nobody can list the ways in which models use masks and KV caches
+        return False
+    return ((ends - states).abs().max() / states.abs().max()).item() < tolerance / 4
+
+
 def _probe_states(model, layout: Layout) -> Tensor:
     """Last hidden states of four short random branches [4, H], float32."""
     vocabulary = model.config.get_text_config().vocab_size
@@ -125,4 +137,12 @@ def _probe_states(model, layout: Layout) -> Tensor:
     ids = torch.randint(vocabulary, (22,), generator=probe).tolist()
     prompts, branches = [ids[:5], ids[5:8]], [[ids[8:11], ids[11:16]], [ids[16:20], ids[20:22]]]
     tree = build_tree(prompts, branches, layout)
-    return hidden_states(model, tree)[tree.ends].float()
+    return end_states(model, tree, layout).float()
+
+
+def end_states(model, tree: Tree, layout: Layout | None = None) -> Tensor:
+    """Last hidden states of each branch's last token: [B, H]."""
+    if not (layout or layout_of(model)).ends_only:
+        return hidden_states(model, tree)[tree.ends]
+    with last_layer_at(model, tree.ends, tree.ids.shape):
+        return hidden_states(model, tree)[tree.ends]

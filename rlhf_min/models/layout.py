@@ -20,6 +20,7 @@ class Layout:
     device: torch.device
     spans_from: float = float("inf")  # row length from which attention goes branch by branch
     cache: bool = True  # False: it cannot decode with a KV cache and padding on the left
+    ends_only: bool = False  # its last layer can be computed at the ends of answers alone
 
     @property
     def max_positions(self) -> int:

@@ -7,8 +7,8 @@ In plain PyTorch, for one prompt x and one answer y of T tokens:
     log_prob = log_p[range(T), y].sum()                                 # log π(y|x), a sum
 
 Everywhere π means the distribution that is sampled from: softmax(logits / temperature).
-`answer_log_probs` computes the same for a tree: some prompts and their answers as one batch, of
-which a first reader need not know more (prompt_tree.py).  `tree_batches` yields such batches.
+`answer_log_probs` computes the same for a tree: prompts and their answers as one batch
+(prompt_tree.py; not needed on a first reading).  `tree_batches` yields such batches.
 """
 
 from functools import partial
@@ -38,12 +38,12 @@ def answer_log_probs(model, tree: Tree, temperature: float = 1.0) -> Tensor:
 
 @torch.no_grad()
 def rollout_log_probs(
-    model, rollout: Rollout, temperature: float, max_rows: int, forward: bool = False
+    model, rollout: Rollout, temperature: float, max_prompts: int, forward: bool = False
 ) -> Tensor:
-    """log π(y|x) of all answers, without gradient: [P, K]; max_rows, forward: of `tree_batches`."""
+    """log π(y|x) of all answers, without gradient: [P, K]; last two arguments of `tree_batches`."""
     settings = {"device": model.device, "dtype": precise(model.dtype)}
     log_probs = torch.zeros(rollout.finished.shape, **settings)
-    for p, tree in tree_batches(model, rollout.prompts, rollout.answers, max_rows, forward):
+    for p, tree in tree_batches(model, rollout.prompts, rollout.answers, max_prompts, forward):
         log_probs[p] = answer_log_probs(model, tree, temperature).view(len(p), -1)
     ranks.complete(log_probs)
     check_finite("an answer's log-prob", log_probs)

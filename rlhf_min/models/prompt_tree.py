@@ -53,7 +53,7 @@ def build_tree(prompts: list[list[int]], branches: list[list[list[int]]], layout
     ids, positions, segments = [], [], []  # [R][L]; one tensor of a list is fastest
     predictors, targets, owners, ends = [], [], [], []
     for r, (prompt, own) in enumerate(rows):
-        row, places, parts = [*prompt], [*range(len(prompt))], [0] * len(prompt)
+        row, own_positions, parts = [*prompt], [*range(len(prompt))], [0] * len(prompt)
         for k, branch in enumerate(own, 1):
             # The prompt's last token predicts the first answer token.
             columns = [len(prompt) - 1, *range(len(row), len(row) + len(branch) - 1)]
@@ -61,12 +61,12 @@ def build_tree(prompts: list[list[int]], branches: list[list[list[int]]], layout
             targets += branch
             owners += [len(ends)] * len(branch)
             row += branch
-            places += range(len(prompt), len(prompt) + len(branch))
+            own_positions += range(len(prompt), len(prompt) + len(branch))
             parts += [k] * len(branch)
             ends.append(r * width + len(row) - 1)
         padding = width - len(row)
         ids.append(row + [0] * padding)
-        positions.append(places + [0] * padding)
+        positions.append(own_positions + [0] * padding)
         segments.append(parts + [-1] * padding)  # 0 is the prompt, k the k-th branch
 
     tables = (torch.tensor(x, device=layout.device) for x in (ids, positions, segments))

@@ -10,12 +10,11 @@ from transformers import AutoModelForSequenceClassification
 
 from rlhf_min import InputError
 from rlhf_min.hardware import ranks
-from rlhf_min.hardware.last_mlp import last_mlp_at
 from rlhf_min.maths.ratings import entropic_rating, mean_rating, win_log_probability
-from rlhf_min.models.batches import tree_batches
+from rlhf_min.models.batches import end_states, tree_batches
 from rlhf_min.models.encoder import is_encoder
 from rlhf_min.models.loading import load_model
-from rlhf_min.models.prompt_tree import Tree, hidden_states
+from rlhf_min.models.prompt_tree import Tree
 
 LABELS = {"scalar": 1, "ratings": 10}
 
@@ -84,9 +83,7 @@ def separate_pad(model, tokenizer) -> None:
 
 def branch_outputs(model, tree: Tree) -> Tensor:
     """The head's output at each branch's last token: [B, labels] float32, or float64."""
-    with last_mlp_at(model, tree.ends, tree.ids.shape):  # only these positions are read
-        hidden = hidden_states(model, tree)[tree.ends]
-    output = model.score(hidden)
+    output = model.score(end_states(model, tree))
     return output if output.dtype == torch.float64 else output.float()
 
 

@@ -45,9 +45,8 @@ class RewardScorer:
     def rollout_outputs(self, rollout: Rollout, prompts: list) -> Tensor:
         """Head outputs of every answer of a rollout: [P, K, labels] float32.
 
-        With another tokenizer, or for an id that this model has no embedding of, the answers are
-        decoded and encoded again; else their sampled ids are scored, since encoding a text may give
-        other ids.  Raises NonFiniteError, with the answer.
+        The sampled ids are scored.  With another tokenizer, or an id without an embedding, the
+        answers are decoded and encoded again.  Raises NonFiniteError, with the answer.
         """
         known = self.model.get_input_embeddings().num_embeddings
         if self.same_tokens and all(i < known for own in rollout.answers for a in own for i in a):

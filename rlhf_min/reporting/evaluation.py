@@ -147,7 +147,7 @@ def evaluate_policy(policy, reference, scorer: RewardScorer, prompts, sampling: 
     `reward/mean` is not standardised; …_low, …_high: 95 % bootstrap intervals over prompts.
     """
     rollout, rewards = sample_and_score(policy, reference, scorer, prompts, sampling)
-    settings = {"temperature": sampling["temperature"], "max_rows": 64, "forward": True}
+    settings = {"temperature": sampling["temperature"], "max_prompts": 64, "forward": True}
     with naming({"place": "evaluation", "prompts": [prompt.prompt for prompt in prompts]}):
         log_probs = rollout_log_probs(policy, rollout, **settings)
         kl = k1(log_probs, rollout_log_probs(reference, rollout, **settings))

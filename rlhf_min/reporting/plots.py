@@ -182,15 +182,16 @@ def distributions_figure(pairs: list[dict]) -> Figure:
 def save_plots(run: dict) -> list[Path]:
     """Save the plots of a run (from `read_run`) for which it has the data; returns their paths."""
     metrics, summary = run["metrics"], run["summary"]
-    rules = {"chance": 0.5, "the longer answer wins": summary.get("longer_wins")}
-    figures = {
-        "reward": reward_figure(metrics),
-        "kl": kl_figure(metrics),
-        "baseline_and_advantage": baseline_figure(metrics),
-        "length": length_figure(metrics),
-        "loss": learning_figure("loss", metrics, {"chance": summary.get("chance_loss")}),
-        "accuracy": learning_figure("accuracy", metrics, rules),
-    }
+    figures, known = {}, {key for row in metrics for key, value in row.items() if value is not None}
+    if known & {"loss/train", "loss/held_out"}:  # a reward model's
+        rules = {"chance": 0.5, "the longer answer wins": summary.get("longer_wins")}
+        loss = {"chance": summary.get("chance_loss")}
+        figures["loss"] = learning_figure("loss", metrics, loss)
+        figures["accuracy"] = learning_figure("accuracy", metrics, rules)
+    elif known:  # a policy's
+        drawn = {"reward": reward_figure, "kl": kl_figure}
+        drawn |= {"baseline_and_advantage": baseline_figure, "length": length_figure}
+        figures = {name: draw_figure(metrics) for name, draw_figure in drawn.items()}
     keys = ("p_win", "chosen_reward", "rejected_reward")
     if pairs := [row for row in run["held_out_scores"] if finite_values(row, *keys)]:
         figures["reward_histogram"] = histogram_figure(pairs)

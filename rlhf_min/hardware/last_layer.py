@@ -1,0 +1,73 @@
+"""A model's last layer only at the positions whose output is used.
+
+A reward model reads one position per answer.  In the last layer, attention needs all positions as
+keys and values, but only these as queries; its MLP (the feed-forward network) needs only these.  In
+a model of two layers such as the zoo's, the last layer is half of the work.
+"""
+
+from contextlib import contextmanager, suppress
+
+import torch
+from torch import Tensor
+
+
+class _KeysAreKnown(Exception):  # noqa: N818  not an error
+    """Ends the layer's pass over all positions as soon as their keys and values are computed."""
+
+
+class _KeysAndValues:
+    """Stands in for the layer's KV cache: keeps what it gets first, and gives that ever after."""
+
+    def __init__(self):
+        self.states: tuple[Tensor, Tensor] | None = None
+
+    def update(self, keys: Tensor, values: Tensor, *_, **__) -> tuple[Tensor, Tensor]:
+        """What the layer's attention calls in place of `transformers.Cache.update`."""
+        if self.states is None:
+            self.states = keys, values
+            raise _KeysAreKnown
+        return self.states
+
+
+@contextmanager
+def last_layer_at(model, places: Tensor, size: torch.Size):
+    """Context manager: the last layer is computed at these places, and its output is 0 elsewhere.
+
+    places [B], rising: row·L + column of hidden states [R, L, H]; size: (R, L).  Only for models
+    that call their layers as Llama does, with a 4-D mask: with others, the output may be wrong, or
+    an error of any type is raised; `choose_layout` finds that out.  With gradient checkpointing the
+    layer is computed as a whole, since the backward pass does so again when the hooks are removed.
+    """
+    layer = model.base_model.layers[-1]
+    if getattr(layer, "gradient_checkpointing", False):
+        yield
+        return
+    rows = places // size[1]
+    counts = rows.bincount(minlength=size[0])
+    numbers = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    columns = rows.new_zeros(size[0], int(counts.max()), 1)  # [R, K, 1]; 0 in rows of fewer places
+    columns[rows, numbers, 0] = places % size[1]
+
+    def at_columns(layer, args: tuple, kwargs: dict) -> tuple:
+        hidden, mask = args[0], kwargs["attention_mask"]  # [R, L, H], [R, 1, L, L]
+        cache = _KeysAndValues()
+        with suppress(_KeysAreKnown):
+            layer.forward(*args, **kwargs | {"past_key_values": cache})
+        changed = {"attention_mask": mask.take_along_dim(columns[:, None], 2)}
+        angles = kwargs["position_embeddings"]  # cosines and sines, [R or 1, L, D] each
+        changed["position_embeddings"] = tuple(x.take_along_dim(columns, 1) for x in angles)
+        changed |= {"past_key_values": cache, "spans": None}
+        return (hidden.take_along_dim(columns, 1), *args[1:]), kwargs | changed
+
+    def to_places(layer, args: tuple, output: Tensor) -> Tensor:
+        states = output[rows, numbers]  # [B, H]
+        whole = states.new_zeros(size.numel(), states.shape[-1]).index_copy(0, places, states)
+        return whole.view(*size, -1)
+
+    hooks = [layer.register_forward_pre_hook(at_columns, with_kwargs=True)]
+    hooks.append(layer.register_forward_hook(to_places))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
