@@ -95,7 +95,7 @@ LEFT_OUT = {
     "checks of two lists that the same lines make equally long": (
         r"zip\(group, rollout\.answers, rollout\.finished, (strict=True)\)",
         r"zip\(hidden\.split\(size\), tree\.targets\.split\(size\), (strict=True)\)",
-        r"zip\(p, branch_outputs\(model, tree\)\.split\(counts\), (strict=True)\)",
+        r"zip\(p, branch_outputs\(model, tree\)\.cpu\(\)\.split\(counts\), (strict=True)\)",
     ),
 }
 

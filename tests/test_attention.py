@@ -63,6 +63,20 @@ def test_branch_by_branch_equals_the_whole_mask(heads, groups, scaling, queries,
     compare(ours, expected, qkv, filled())
 
 
+@pytest.mark.parametrize("spans", [SPANS, None])
+def test_values_may_have_another_size_than_queries_and_the_result_is_contiguous(spans):
+    """As in DeepSeek-V3 (multi-head latent attention); JetMoE's layers `view` the result."""
+    (query, key, value), mask = states(4, 2)
+    value = value[..., :3].detach().clone().requires_grad_()
+    rounded = (x.bfloat16() for x in (query, key, value, mask))
+    assert attention.attention(None, *rounded, spans=spans)[0].is_contiguous()
+    queries = slice(None) if spans else slice(-1, None)  # without spans: one query, as in decoding
+    query, mask = query[:, :, queries], mask[:, :, queries]
+    ours, _ = attention.attention(None, query, key, value, mask, spans=spans)
+    where = filled() if spans else torch.ones(len(SPANS), 1, dtype=torch.bool)
+    compare(ours, oracle(query, key, value, mask), (key, value), where)
+
+
 def test_what_the_mask_hides_is_not_computed(monkeypatch):
     """Query by key pairs: the prompt's square and, for each branch, its length by what it sees."""
     pairs = []

@@ -63,7 +63,12 @@ def test_both_scripts_train_on_a_gpu_and_give_the_first_loss_of_the_cpu(tmp_path
     rm = ["train_rm.py", *common, "--out", str(out), "--max-steps", "4", "--centring", "0"]
     policy = ["train_policy.py", *common, "--reward-model", str(out), "--out", str(tmp_path / "p")]
     policy += ["--steps", "3", "--batch-size", "8", "--max-new-tokens", "8", "--eval-prompts", "4"]
-    for words in (rm, policy):
+    own = tmp_path / "own.py"
+    own.write_text(
+        "def length(prompts, answers):\n    return [len(answer) for answer in answers]\n"
+    )
+    function = [*policy, "--reward-function", f"{own}:length", "--out", str(tmp_path / "f")]
+    for words in (rm, policy, function):
         done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
         assert "without a CUDA graph" not in done.stderr

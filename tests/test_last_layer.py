@@ -7,13 +7,17 @@ import torch
 from test_prompt_tree import BRANCHES, PROMPTS, layout
 from tiny_models import NAME, parameter_gradients, tiny_folder, tiny_model, tolerance
 from torch.testing import assert_close
-from transformers import DogeConfig, DogeForCausalLM
+from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, DogeConfig, DogeForCausalLM
 
+from rlhf_min.hardware.attention import use_products
 from rlhf_min.hardware.last_layer import last_layer_at
-from rlhf_min.models.batches import choose_layout
+from rlhf_min.models.alignment import alignment_gap
+from rlhf_min.models.batches import choose_layout, end_states
 from rlhf_min.models.loading import checkpoint_layers
+from rlhf_min.models.log_probs import rollout_log_probs
 from rlhf_min.models.prompt_tree import build_tree, hidden_states
 from rlhf_min.models.reward_model import branch_outputs, new_reward_model
+from rlhf_min.models.sampling import sample
 
 AS_IN_LLAMA = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "granite", "cohere"]
 OTHERS = ["gpt2", "gpt_neo", "gpt_neox"]
@@ -116,6 +120,41 @@ def test_a_mixture_of_experts_gives_the_same_outputs(experts):
     tree = build_tree(PROMPTS, BRANCHES, own)
     whole = model.score(hidden_states(model, tree)[tree.ends])
     assert_close(branch_outputs(model, tree), whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("branches", [BRANCHES, [own[:1] for own in BRANCHES]])
+def test_values_of_another_size_than_queries_also_with_one_answer_per_row(branches):
+    """A policy's evaluation scores one answer to each prompt.  DeepSeek-V3 has such values."""
+    config = DeepseekV3Config(
+        vocab_size=23, hidden_size=16, intermediate_size=24, moe_intermediate_size=8,
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, n_routed_experts=4,
+        num_experts_per_tok=2, n_group=1, topk_group=1, first_k_dense_replace=1, kv_lora_rank=8,
+        q_lora_rank=8, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8, head_dim=8,
+        max_position_embeddings=128,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = use_products(DeepseekV3ForCausalLM(config).eval())
+    own = choose_layout(model)
+    assert own.tree
+    assert own.ends_only
+    tree = build_tree(PROMPTS, branches, own)
+    assert_close(end_states(model, tree), hidden_states(model, tree)[tree.ends])
+    rollout = sample(model, PROMPTS, 2, 4, [2])
+    assert alignment_gap(rollout, rollout_log_probs(model, rollout, 1.0, 8)) < 1e-5
+
+
+def test_a_layer_that_fails_with_one_answer_per_row_is_computed_as_a_whole():
+    model = tiny_model("llama")
+    layer = model.base_model.layers[-1]
+    plain = layer.forward
+
+    def forward(x, *args, **kwargs):
+        if x.shape[1] == 1:
+            raise ValueError
+        return plain(x, *args, **kwargs)
+
+    layer.forward = forward
+    assert not choose_layout(model).ends_only
 
 
 def test_a_reward_model_uses_it_for_the_ends_of_the_answers(tmp_path):

@@ -16,7 +16,14 @@ from safetensors.torch import load_file, save_file
 from test_reward_model import trained_folder
 from tiny_models import MODELS, tiny_folder, tiny_model, tiny_tokenizer
 from torch.testing import assert_close
-from transformers import MambaConfig, MambaForCausalLM
+from transformers import (
+    MambaConfig,
+    MambaForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
+    PhimoeConfig,
+    PhimoeForCausalLM,
+)
 from transformers.utils import logging
 
 from rlhf_min import InputError
@@ -24,7 +31,7 @@ from rlhf_min.hardware.device import choose_dtype
 from rlhf_min.models import batches, tokens
 from rlhf_min.models.batches import choose_layout
 from rlhf_min.models.layout import context_length
-from rlhf_min.models.loading import load_causal_lm, load_tokenizer, save_model
+from rlhf_min.models.loading import checkpoint_layers, load_causal_lm, load_tokenizer, save_model
 from rlhf_min.models.log_probs import answer_log_probs
 from rlhf_min.models.prompt_tree import build_tree
 from rlhf_min.models.reward_model import load_reward_model, new_reward_model
@@ -286,6 +293,32 @@ def test_an_unusable_folder_is_one_sentence(tmp_path, damage):
         load_tokenizer(str(folder))
         load_causal_lm(str(folder), torch.float32)
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_gradient_checkpointing_of_a_model_without_it_is_one_clear_sentence():
+    sizes = {"vocab_size": 23, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
+    with pytest.raises(InputError, match="--gradient-checkpointing: OpenAIGPTLMHeadModel does not"):
+        checkpoint_layers(OpenAIGPTLMHeadModel(OpenAIGPTConfig(**sizes)))
+
+
+def test_gradient_checkpointing_leaves_everything_else_in_evaluation_mode():
+    """PhiMoE draws its experts at random in training mode."""
+    torch.manual_seed(0)
+    config = PhimoeConfig(
+        vocab_size=23, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2,
+        max_position_embeddings=64, rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+    )  # fmt: skip
+    model = PhimoeForCausalLM(config).eval()
+    ids = torch.arange(3, 15)[None]
+    before = model(ids).logits
+    checkpoint_layers(model)
+    with_checkpoints = model(ids).logits
+    assert_close(with_checkpoints, before, rtol=0, atol=0)
+    passes = []
+    model.model.layers[0].self_attn.register_forward_hook(lambda *_: passes.append(1))
+    model(ids).logits.sum().backward()
+    assert len(passes) == 2  # forward, and again in the backward pass
 
 
 def test_dropout_is_off_and_weights_have_the_dtype_asked_for(tmp_path):

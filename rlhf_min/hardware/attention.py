@@ -2,7 +2,8 @@
 
 PyTorch's fused CPU kernel computes in float32 even for bfloat16, and computes the scores that the
 mask hides.  In bfloat16 two plain products are two to four times faster while the scores fit in the
-cache.  Axes: B rows, H query heads, G key heads (G divides H), L queries, M keys, D head size.
+cache.  Axes: B rows, H query heads, G key heads (G divides H), L queries, M keys, D numbers per
+query and key, E per value (D = E in most models).
 """
 
 import torch
@@ -26,12 +27,12 @@ def use_products(model):
 
 
 def attention(module, query, key, value, attention_mask, scaling=None, spans=None, **kwargs):
-    """The attention function that transformers calls in every layer → ([B, L, H, D], None).
+    """The attention function that transformers calls in every layer → ([B, L, H, E], None).
 
-    query [B, H, L, D]; key, value [B, G, M, D]; additive mask [B, 1, L, M].  spans: for trees, the
-    lengths of prompt, branches and padding (0 if none) of each row; then blocks that the mask hides
-    are not computed.  Without spans, float32 rows and rows of more than LONGEST keys go to `sdpa`,
-    which is faster there.
+    query [B, H, L, D]; key [B, G, M, D]; value [B, G, M, E]; additive mask [B, 1, L, M].  spans:
+    for trees, the lengths of prompt, branches and padding (0 if none) of each row; then blocks that
+    the mask hides are not computed.  Without spans, float32 rows and rows of more than LONGEST keys
+    go to `sdpa`, which is faster there.
     """
     small = key.shape[2] <= LONGEST and query.dtype == torch.bfloat16
     if attention_mask is None or (spans is None and not small and query.shape[2] > 1):
@@ -40,23 +41,23 @@ def attention(module, query, key, value, attention_mask, scaling=None, spans=Non
         )
     query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if spans is None:
-        return products(query, key, value, attention_mask).transpose(1, 2), None
+        return products(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
     by_row = (x.split(1) for x in (query, key, value, attention_mask))
     rows = [branch_by_branch(*row) for row in zip(*by_row, spans, strict=True)]
-    return torch.cat(rows).transpose(1, 2), None
+    return torch.cat(rows).transpose(1, 2).contiguous(), None
 
 
 def products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """softmax(query·keyᵀ + mask)·value for scaled queries: [B, H, L, D]."""
+    """softmax(query·keyᵀ + mask)·value for scaled queries: [B, H, L, E]."""
     b, h, n, d = query.shape
     # The H/G query heads that share a key head are stacked, so that keys are not repeated.
     grouped = query.reshape(b, key.shape[1], -1, d)
     scores = (grouped @ key.mT).view(b, h, n, -1).add_(mask)
-    return (scores.softmax(-1).view(*grouped.shape[:3], -1) @ value).view(b, h, n, d)
+    return (scores.softmax(-1).view(*grouped.shape[:3], -1) @ value).view(b, h, n, -1)
 
 
 def branch_by_branch(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, spans) -> Tensor:
-    """`products` for one row of a tree, separately for the prompt and each branch: [1, H, L, D]."""
+    """`products` for one row of a tree, separately for the prompt and each branch: [1, H, L, E]."""
     queries, keys, values = (x.split(spans, 2) for x in (query, key, value))
     parts, begin = [], 0
     for n, length in enumerate(spans[:-1]):
@@ -70,7 +71,8 @@ def branch_by_branch(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, sp
                 block_mask = torch.cat([rows[..., : spans[0]], block_mask], -1)
             parts.append(products(q, k, v, block_mask))
         begin += length
-    return torch.cat([*parts, torch.zeros_like(queries[-1])], 2)  # nothing reads the padding
+    parts.append(parts[0].new_zeros(1, query.shape[1], spans[-1], value.shape[-1]))  # padding
+    return torch.cat(parts, 2)
 
 
 AttentionInterface.register(NAME, attention)

@@ -145,7 +145,7 @@ def decoding_mode(model, new_tokens: int):
     (models/lora.py): fewer products.  On a CPU bfloat16 weights are packed: oneDNN would reorder a
     whole weight for every product of a few rows.  Both cost a copy of the weights meanwhile.
     """
-    was_training = model.training
+    training = [module for module in model.modules() if module.training]
     packs = model.device.type == "cpu" and new_tokens >= PACK_FROM and can_pack()
     modules = [m for m in model.modules() if "forward" not in vars(m)]
     adapted = {m for m in modules if hasattr(m, "merged_layer")}
@@ -159,7 +159,8 @@ def decoding_mode(model, new_tokens: int):
             layer.forward = forward
         yield
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True
         for layer in layers:
             vars(layer).pop("forward", None)
 

@@ -14,6 +14,11 @@ def choose_dtype(name: str) -> torch.dtype:
     return getattr(torch, name)
 
 
+def main_device() -> str:
+    """Where models are loaded to: "cuda" (this process's GPU) or "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def precise(dtype: torch.dtype) -> torch.dtype:
     """The number format for sums, weights and results: float32, or float64 of a float64 model."""
     return torch.promote_types(dtype, torch.float32)

@@ -93,7 +93,7 @@ def choose_layout(model, say=print) -> Layout:
     for layout in [] if reason else trees:
         try:
             tree, rows = (_probe_states(model, x) for x in (layout, plain))
-        except (RuntimeError, ValueError, TypeError) as error:
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             reason = _first_line(error)
             continue
         if not rows.any():
@@ -110,7 +110,7 @@ def choose_layout(model, say=print) -> Layout:
     name, slower = type(model).__name__, "" if cache else ", and sampling without a KV cache"
     try:
         _probe_states(model, plain)
-    except (RuntimeError, ValueError, TypeError) as error:
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         reason = _first_line(error)
         raise InputError(f"{name} is no decoder language model ({reason}): take one") from error
     say(f"{name} cannot take a prompt tree ({reason}): one row per answer instead{slower}")
@@ -123,11 +123,14 @@ def _first_line(error: Exception) -> str:
 
 def _last_layer_at_ends_fits(model, layout: Layout, states: Tensor, tolerance: float) -> bool:
     """Whether `last_layer_at` changes nothing in the `_probe_states` of this layout [4, H]."""
-    try:
-        ends = _probe_states(model, replace(layout, ends_only=True))
-    except Exception:  # nobody can list the ways in which models use masks and KV caches
-        return False
-    return ((ends - states).abs().max() / states.abs().max()).item() < tolerance / 4
+    gaps = []
+    for max_row in (layout.max_row, 1):  # several branches in a row; a single one
+        try:
+            ends = _probe_states(model, replace(layout, max_row=max_row, ends_only=True))
+        except Exception:  # nobody can list the ways in which models use masks and KV caches
+            return False
+        gaps.append((ends - states).abs().max().item() / states.abs().max().item())
+    return max(gaps) < tolerance / 4
 
 
 def _probe_states(model, layout: Layout) -> Tensor:

@@ -11,7 +11,7 @@ from transformers.utils import logging
 from rlhf_min import InputError
 from rlhf_min.hardware import disk, ranks
 from rlhf_min.hardware.attention import use_products
-from rlhf_min.hardware.device import keep_freed_memory
+from rlhf_min.hardware.device import keep_freed_memory, main_device
 from rlhf_min.models import adapter_folder, lora
 from rlhf_min.models.tokens import check_vocabulary, same_vocabulary
 
@@ -76,10 +76,22 @@ def prepare_training(model, config) -> None:
 
 
 def checkpoint_layers(model) -> None:
-    """Gradient checkpointing: the backward pass computes each layer's activations again."""
+    """Gradient checkpointing: the backward pass computes each layer's activations again.
+
+    Raises InputError for a model that does not support it.
+    """
     newer = getattr(model, "activation_checkpointing_enable", None)  # its name in transformers 6
-    (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
-    model.train()  # it works in this mode only; dropout is 0, so nothing else changes
+    try:
+        (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    except ValueError as error:
+        name = type(model).__name__
+        raise InputError(
+            f"--gradient-checkpointing: {name} does not support it: leave it out"
+        ) from error
+    for module in model.modules():
+        # It works in training mode only; other modules stay in evaluation mode: PhiMoE would draw
+        # its experts at random.
+        module.training = getattr(module, "gradient_checkpointing", False)
 
 
 def load_reference(path: str, policy, tokenizer):
@@ -148,8 +160,7 @@ def load_model(auto_class, path: str, dtype: torch.dtype, labels: int | None = N
     # Else the pad token's embedding is never trained, and with pad = end every answer has it.
     model.get_input_embeddings().padding_idx = None
     _check_finite(model, folder)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return use_products(model.to(device).eval()), info
+    return use_products(model.to(main_device()).eval()), info
 
 
 def _embedding_name(model) -> str:

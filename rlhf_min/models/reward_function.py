@@ -8,6 +8,7 @@ import torch
 
 from rlhf_min import InputError
 from rlhf_min.hardware import ranks
+from rlhf_min.hardware.device import main_device
 from rlhf_min.hardware.finite import check_finite, text_start
 from rlhf_min.models.answers import answer_texts
 from rlhf_min.models.ensemble import EnsembleScorer, member_paths
@@ -52,7 +53,8 @@ class FunctionScorer:
     def score(self, rollout: Rollout, prompts: list, reference: Rollout | None = None):
         """Scores and advantage weights of a rollout, as `RewardScorer.score`: [P, K], [P, K]."""
         texts = answer_texts(self.policy_tokenizer, rollout)
-        rewards = torch.tensor(ranks.from_first(self._call, prompts, texts)).view(len(texts), -1)
+        rewards = torch.tensor(ranks.from_first(self._call, prompts, texts), device=main_device())
+        rewards = rewards.view(len(texts), -1)
         what, cause = f"the reward of {self.spec}", "correct the function"
         check_finite(what, rewards, cause, text_of=lambda p, k: texts[p][k])
         if not self.beside:
