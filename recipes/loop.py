@@ -113,7 +113,7 @@ def step(script: str, out: Path, *flags) -> None:
 def check_settings(config: Config) -> None:
     """Raise InputError for settings that cannot work together or differ from those in the folder.
 
-    They are written there, as loop.json.
+    They are written there, as loop.json.  The folder of another run is refused as well.
     """
     if 0 < config.old < config.comparisons:
         raise InputError(
@@ -131,6 +131,8 @@ def check_settings(config: Config) -> None:
             f"--out {config.out} holds a loop with {flag_of(name)} {old}, not {new}: "
             "give another folder, or the same settings to go on"
         )
+    if not before and (file.parent / "run.json").exists():
+        raise InputError(f"--out {config.out} already holds another run: give another folder")
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_text(file, json.dumps(now, indent=1) + "\n")
 

@@ -85,6 +85,7 @@ def main(config: Config) -> None:
         for weight, total in zip(first.parameters(), sums, strict=True):
             weight.copy_(total / len(config.models))  # rounded once, to the model's dtype
         loading.save_model(first, tokenizer, config.out)
+    print(f"{config.out}: the average of {len(config.models)} models")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import sys
 import typing
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stderr, suppress
+from importlib.util import find_spec
 
 from rlhf_min import InputError, startup
 from rlhf_min.data.visible import visible
@@ -105,9 +106,18 @@ def _shortened(word: re.Match) -> str:
 def check_flags(config_class: type) -> None:
     """Answer --help and wrong flags, and exit; return if the flags of this process are right."""
     with nullcontext() if startup.FIRST else redirect_stderr(sys.stdout):  # one process says it
-        run(check_ranges, config_class)
+        run(_check_ranges_and_torch, config_class)
     startup.install(startup.leave)
     gc.disable()  # during the imports, which create much and free nothing; `run` enables it
+
+
+def _check_ranges_and_torch(config) -> None:
+    check_ranges(config)
+    if find_spec("torch") is None:
+        raise InputError(
+            "torch is not installed for this Python: activate the virtual environment "
+            "(. .venv/bin/activate); `make demo` makes one"
+        )
 
 
 def parse(config_class: type, argv: list[str] | None = None):

@@ -415,3 +415,13 @@ def test_no_garbage_collection_during_imports_but_again_when_the_script_runs(mon
         assert seen == [True] and gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_without_torch_a_script_says_what_to_activate(monkeypatch, capsys):
+    monkeypatch.setattr(command_line, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["train_rm.py"])
+    with pytest.raises(SystemExit) as stopped:
+        check_flags(Config)
+    gc.enable()
+    assert stopped.value.code == 2
+    assert "torch is not installed for this Python: activate" in capsys.readouterr().err

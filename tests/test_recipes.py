@@ -97,6 +97,17 @@ def test_the_circle_runs_and_its_table_names_every_round(tmp_path):
     fewer = shell("loop.sh", "1", "41", str(tmp_path / "new"), code=2, **environment)
     assert "--old 40 is below --comparisons 41" in fewer.stderr
     assert not (tmp_path / "new").exists()
+    inside = shell("loop.sh", "1", "30", str(out / "policy-0"), code=2, **environment)
+    assert "already holds another run" in inside.stderr
+    assert not (out / "policy-0" / "loop.json").exists()
+
+
+def test_the_loops_short_form_explains_itself_and_takes_no_fifth_word():
+    assert (
+        "recipes/loop.sh [ROUNDS] [COMPARISONS] [OUT] [SEED]" in shell("loop.sh", "--help").stdout
+    )
+    fifth = shell("loop.sh", "1", "30", "runs/x-help", "0", "--resume", code=2)
+    assert "--resume: at most four arguments" in fifth.stderr
 
 
 def test_without_a_reward_model_the_loop_trains_its_first_one_in_six_epochs(tmp_path, monkeypatch):

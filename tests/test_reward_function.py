@@ -97,9 +97,12 @@ def test_beside_a_reward_model_its_weighted_reward_is_added(place):
     torch.testing.assert_close(both.score(rollout, PROMPTS[:2])[0], expected)
 
 
-def test_a_policy_is_trained_without_any_reward_model(place, tmp_path):
+def test_a_policy_is_trained_without_any_reward_model(place, tmp_path, capsys):
     rows = run(place, tmp_path / "out", "own.py:length")
     assert len(rows) == 2 and all(row["reward/mean"] > 0 for row in rows)
+    assert (
+        "own.py:length alone (--function-weight adds a reward model's)" in capsys.readouterr().out
+    )
 
 
 def test_a_policy_is_trained_with_both(place, tmp_path):

@@ -156,7 +156,7 @@ def _content(row: dict, name: str, wanted: str = "") -> str | list[Message]:
     if name not in row:
         known = "prompt" if wanted else "prompt, chosen (the better answer) and rejected"
         found = f"its columns are {shown_names(row) or 'none'}"
-        raise InputError(f"no {wanted or name} column: {found}; rename them to {known}")
+        raise InputError(f"no {wanted or name} column: {found}, needed are {known}")
     value = row[name] or ""
     if _is_answer_list(value):
         only = "which only judge.py --agreement reads"

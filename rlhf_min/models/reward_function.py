@@ -92,6 +92,7 @@ def make_scorer(config, dtype: torch.dtype, tokenizer):
                 "--reading and --weight are for a reward model: leave them out, or use one beside "
                 "--reward-function by --function-weight"
             )
+        print(f"rewards: {config.reward_function} alone (--function-weight adds a reward model's)")
         return FunctionScorer(config.reward_function, tokenizer, None, 0.0)
     paths = member_paths(config.reward_model)
     members = [RewardScorer(path, dtype, tokenizer, *settings) for path in paths]
