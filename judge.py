@@ -119,6 +119,9 @@ def make_comparisons(config: Config) -> tuple[list[Comparison], dict]:
         items, dropped = read_prompts(config.data, config.skip_bad_rows)
     report_dropped(dropped, len(items), "pairs" if config.agreement else "prompts")
     items = random.Random(config.seed).sample(items, min(len(items), config.limit or len(items)))
+    if config.judge == "gold":
+        for item in items:  # raises InputError, before any work, unless the zoo can rate all
+            gold(item.prompt if config.agreement else item, "", "")
     first = random.Random(f"shown first {config.seed}").choices("ab", k=len(items))
     if config.agreement:
         comparisons = labelled_comparisons(items, first)
@@ -135,9 +138,6 @@ def make_comparisons(config: Config) -> tuple[list[Comparison], dict]:
 
 def sample_answers(config: Config, prompts: list) -> list[tuple[list[str], list[bool]]]:
     """For each model one answer to every prompt: texts [P], and whether each one ended [P]."""
-    if config.judge == "gold":
-        for prompt in prompts:  # raises InputError, before any sampling, unless the zoo can rate it
-            gold(prompt, "", "")
     models, sampled = [], []
     for path in (config.a, config.b):
         tokenizer = load_tokenizer(path)

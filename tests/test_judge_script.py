@@ -191,6 +191,16 @@ def test_identical_answers_are_ties_and_cost_no_question(models, tmp_path, monke
 # ----------------------------------------------------------------------------- agreement
 
 
+def test_gold_refuses_other_questions_than_the_zoos_before_anything_is_judged(tmp_path):
+    rows = [{"prompt": zoo.prompts("train")[0], "chosen": "a", "rejected": "b"}]
+    rows += [{"prompt": "Who are you?", "chosen": "a", "rejected": "b"}]
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match="need a question of the zoo, and 'Who are you\\?'"):
+        judge.main(judge.Config(agreement=str(pairs), judge="gold", out=str(tmp_path / "out")))
+    assert not any((tmp_path / "out").glob("*.json*"))
+
+
 def test_agreement_with_known_winners(tmp_path, capsys):
     pairs, out = pairs_file(tmp_path / "pairs.jsonl"), tmp_path / "out"
     with serving(prefers_good) as server:
