@@ -1,8 +1,8 @@
-"""A model's last layer only at the positions whose output is used.
+"""Computes a model's last layer only where its output is used.
 
-A reward model reads one position per answer.  In the last layer, attention needs all positions as
-keys and values, but only these as queries; its MLP (the feed-forward network) needs only these.  In
-a model of two layers such as the zoo's, the last layer is half of the work.
+A reward model reads one position per answer.  In the last layer, all positions are needed as keys
+and values of attention, but queries and the MLP (the feed-forward network) only at those that are
+read.  In a model of two layers such as the zoo's, the last layer is half of the work.
 """
 
 from contextlib import contextmanager, suppress
@@ -16,7 +16,7 @@ class _KeysAreKnown(Exception):  # noqa: N818  not an error
 
 
 class _KeysAndValues:
-    """Stands in for the layer's KV cache: keeps what it gets first, and gives that ever after."""
+    """Replaces the layer's KV cache: stores the first keys and values, and returns them later."""
 
     def __init__(self):
         self.states: tuple[Tensor, Tensor] | None = None
@@ -36,7 +36,7 @@ def last_layer_at(model, places: Tensor, size: torch.Size):
     places [B], rising: row·L + column of hidden states [R, L, H]; size: (R, L).  Only for models
     that call their layers as Llama does, with a 4-D mask: with others, the output may be wrong, or
     an error of any type is raised; `choose_layout` finds that out.  With gradient checkpointing the
-    layer is computed as a whole, since the backward pass does so again when the hooks are removed.
+    whole layer is computed, because the backward pass computes it again after this context.
     """
     layer = model.base_model.layers[-1]
     if getattr(layer, "gradient_checkpointing", False):
@@ -45,7 +45,7 @@ def last_layer_at(model, places: Tensor, size: torch.Size):
     rows = places // size[1]
     counts = rows.bincount(minlength=size[0])
     numbers = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
-    columns = rows.new_zeros(size[0], int(counts.max()), 1)  # [R, K, 1]; 0 in rows of fewer places
+    columns = rows.new_zeros(size[0], int(counts.max()), 1)  # [R, most of a row, 1]; else 0
     columns[rows, numbers, 0] = places % size[1]
 
     def at_columns(layer, args: tuple, kwargs: dict) -> tuple:
