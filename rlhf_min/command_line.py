@@ -77,6 +77,8 @@ def run(main: Callable, config_class: type, argv: list[str] | None = None) -> in
     That line is for InputError, OSError and FloatingPointError (training diverged); every other
     error is a bug and keeps its traceback.
     """
+    if not gc.isenabled() and not gc.get_freeze_count():
+        gc.freeze()  # what the imports made stays: no collection need look at it again
     gc.enable()
     try:
         startup.install(signal.default_int_handler)  # it raises KeyboardInterrupt
@@ -84,7 +86,8 @@ def run(main: Callable, config_class: type, argv: list[str] | None = None) -> in
         sys.stdout.flush()
         return 0
     except KeyboardInterrupt:
-        how = ": the same command with --resume goes on" if hasattr(config_class, "resume") else ""
+        flag = " with --resume" * ("--resume" not in (sys.argv if argv is None else argv))
+        how = f": the same command{flag} goes on" if hasattr(config_class, "resume") else ""
         message, code = f"interrupted{how}", 130
     except BrokenPipeError:  # as in `… | head`: Python's last flush must not complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

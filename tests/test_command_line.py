@@ -273,9 +273,11 @@ def test_interrupt_is_130(capsys):
     def main(config):
         raise KeyboardInterrupt
 
-    assert (
-        sentence(capsys, main, code=130) == "interrupted: the same command with --resume goes on\n"
-    )
+    how = "interrupted: the same command with --resume goes on\n"
+    assert sentence(capsys, main, code=130) == how
+    # As the loop calls its scripts, whose own command has no --resume.
+    again = "interrupted: the same command goes on\n"
+    assert sentence(capsys, main, ["--resume"], code=130) == again
 
 
 SCRIPT = '''

@@ -22,7 +22,7 @@ class _KeysAndValues:
         self.states: tuple[Tensor, Tensor] | None = None
 
     def update(self, keys: Tensor, values: Tensor, *_, **__) -> tuple[Tensor, Tensor]:
-        """What the layer's attention calls in place of `transformers.Cache.update`."""
+        """The keys and values of the first call, which itself ends in `_KeysAreKnown`."""
         if self.states is None:
             self.states = keys, values
             raise _KeysAreKnown
@@ -33,10 +33,11 @@ class _KeysAndValues:
 def last_layer_at(model, places: Tensor, size: torch.Size):
     """Context manager: the last layer is computed at these places, and its output is 0 elsewhere.
 
-    places [B], rising: row·L + column of hidden states [R, L, H]; size: (R, L).  Only for models
-    that call their layers as Llama does, with a 4-D mask: with others, the output may be wrong, or
-    an error of any type is raised; `choose_layout` finds that out.  With gradient checkpointing the
-    whole layer is computed, because the backward pass computes it again after this context.
+    places [B], one per answer, in ascending order: row·L + column of hidden states [R, L, H];
+    size: (R, L).  Only for models that call their layers as Llama does, with a 4-D mask: with
+    others, the output may be wrong, or an error of any type is raised; `choose_layout` finds that
+    out.  With gradient checkpointing the whole layer is computed, because the backward pass
+    computes it again after this context.
     """
     layer = model.base_model.layers[-1]
     if getattr(layer, "gradient_checkpointing", False):
@@ -44,9 +45,9 @@ def last_layer_at(model, places: Tensor, size: torch.Size):
         return
     rows = places // size[1]
     counts = rows.bincount(minlength=size[0])
-    numbers = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
-    columns = rows.new_zeros(size[0], int(counts.max()), 1)  # [R, most of a row, 1]; else 0
-    columns[rows, numbers, 0] = places % size[1]
+    slots = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    columns = rows.new_zeros(size[0], int(counts.max()), 1)  # [R, most places of a row, 1]
+    columns[rows, slots, 0] = places % size[1]
 
     def at_columns(layer, args: tuple, kwargs: dict) -> tuple:
         hidden, mask = args[0], kwargs["attention_mask"]  # [R, L, H], [R, 1, L, L]
@@ -60,7 +61,7 @@ def last_layer_at(model, places: Tensor, size: torch.Size):
         return (hidden.take_along_dim(columns, 1), *args[1:]), kwargs | changed
 
     def to_places(layer, args: tuple, output: Tensor) -> Tensor:
-        states = output[rows, numbers]  # [B, H]
+        states = output[rows, slots]  # [B, H]
         whole = states.new_zeros(size.numel(), states.shape[-1]).index_copy(0, places, states)
         return whole.view(*size, -1)
 

@@ -1,4 +1,4 @@
-"""Matrix products with packed bfloat16 weights on a CPU, one for the queries, keys and values.
+"""Linear layers with packed bfloat16 weights on a CPU; one product for queries, keys and values.
 
 oneDNN reorders a whole weight for every product of a few rows; a packed weight is already in its
 memory order.  The operators are those that torch.compile uses.
@@ -57,7 +57,7 @@ class SharedProduct:
 
     The first forward computes all parts.  The others take theirs if their input is the same tensor,
     not changed in place since; otherwise all parts are computed again.  In inference mode a
-    change in place is not detected; the models above make none.
+    change in place is not detected; Llama and its relatives make none.
     """
 
     def __init__(self, layers: list[nn.Module]):

@@ -6,6 +6,7 @@ itself only.  So every token gets the hidden state that it would get in a row of
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,8 +51,7 @@ def build_tree(prompts: list[list[int]], branches: list[list[list[int]]], layout
         raise ValueError("every prompt and every answer needs at least one token")
     rows = tree_rows(prompts, branches, layout)
     width = max(row_length(*row) for row in rows)
-    ids, positions, segments = [], [], []  # [R][L]; one tensor of a list is fastest
-    predictors, targets, owners, ends = [], [], [], []
+    lists = ids, positions, segments, predictors, targets, owners, ends = [[] for _ in range(7)]
     for r, (prompt, own) in enumerate(rows):
         row, own_positions, parts = [*prompt], [*range(len(prompt))], [0] * len(prompt)
         for k, branch in enumerate(own, 1):
@@ -69,10 +69,10 @@ def build_tree(prompts: list[list[int]], branches: list[list[list[int]]], layout
         positions.append(own_positions + [0] * padding)
         segments.append(parts + [-1] * padding)  # 0 is the prompt, k the k-th branch
 
-    tables = (torch.tensor(x, device=layout.device) for x in (ids, positions, segments))
-    ids, positions, segments = tables
+    # NumPy reads a list of numbers five times as fast as torch.tensor.
+    tensors = (torch.from_numpy(np.array(x, np.int64)).to(layout.device) for x in lists)
+    ids, positions, segments, *flat = tensors
     mask = tree_mask(segments, layout.dtype) if layout.tree else segments >= 0
-    flat = (torch.tensor(x, device=layout.device) for x in (predictors, targets, owners, ends))
     spans = []
     if layout.tree and width >= layout.spans_from:
         spans = [(len(p), *map(len, own), width - row_length(p, own)) for p, own in rows]
