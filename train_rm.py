@@ -46,7 +46,6 @@ class Config:
     epochs: float = option(1.0, "passes over the pairs", heading="Optimisation", above=0)
     max_steps: int = option(-1, "optimiser steps (-1: by --epochs)", at_least=-1)
     batch_size: int = option(32, "pairs per optimiser step", at_least=1)
-    group_by_length: bool = option(False, "batches of pairs of like length: less padding")
     micro_batch: int = option(16, "pairs per forward and backward pass, at most", at_least=1)
     lr: float = option(3e-3, "peak learning rate", "--learning-rate", above=0, at_most=1)
     lora_rank: int = option(0, "LoRA, e.g. 8 with --lr 4e-3 (0: off)", at_least=0, at_most=4096)
@@ -86,11 +85,13 @@ from rlhf_min.hardware.finite import check_finite
 from rlhf_min.hardware.optimiser import MasterAdamW, warm_up_and_down
 from rlhf_min.maths import preference_losses, ratings
 from rlhf_min.models import loading, reward_model
-from rlhf_min.models.batches import padding_share, row_length, tree_batches
+from rlhf_min.models.batches import padding_share, tree_batches
 from rlhf_min.models.layout import context_length
 from rlhf_min.models.reward_model import branch_outputs, new_reward_model, separate_pad, wins
 from rlhf_min.reporting import checkpoints, evaluation, folder_files, run_folder
 from rlhf_min.zoo import start_model
+
+TIES = {"half": 0.5, "strict": 0.0}
 
 
 def check(config: Config) -> None:
@@ -136,7 +137,7 @@ def loss_of(config, chosen, rejected, chosen_rating, rejected_rating, step_mean=
             penalty = preference_losses.batch_sum_penalty(r_w, r_l, step_mean)
             loss = loss + config.batch_sum * penalty
         return loss + config.centring * preference_losses.centring_penalty(r_w, r_l)
-    loss = preference_losses.ratings_win_loss(chosen, rejected, preference_losses.TIES[config.tie])
+    loss = preference_losses.ratings_win_loss(chosen, rejected, TIES[config.tie])
     both = torch.cat([chosen, rejected])
     if config.soft_labels or config.earth_mover:
         data_ratings = torch.cat([chosen_rating, rejected_rating])
@@ -155,14 +156,13 @@ def train(config: Config, model, pairs, held_out, steps: int, log, checkpoint: d
     pairs, held_out: EncodedPair; checkpoint: of a resumed run, else {"step": 0}.
     """
     optimiser = MasterAdamW(model, config.weight_decay, betas=(0.9, config.adam_beta2))
-    lengths = [row_length(p.prompt, p.answers) for p in pairs] if config.group_by_length else None
-    first, tie, evaluated = checkpoint["step"], preference_losses.TIES[config.tie], None
+    first, tie, evaluated = checkpoint["step"], TIES[config.tie], None
     if "model" in checkpoint:
         states = checkpoint.pop("model"), checkpoint.pop("optimiser")  # not kept in memory
         checkpoints.restore_weights(model, optimiser, *states)
     for step in (bar := tqdm(range(first, steps), "reward model", steps, initial=first)):
         clock = Clock()
-        order = batch_indices(len(pairs), config.batch_size, step, config.seed, True, lengths)
+        order = batch_indices(len(pairs), config.batch_size, step, config.seed, partial=True)
         batch = [pairs[i] for i in order]  # N pairs
         prompts, answers = [pair.prompt for pair in batch], [pair.answers for pair in batch]
         log.under_way |= {"place": f"step {step + 1}", "prompts": [p.pair.prompt for p in batch]}

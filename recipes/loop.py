@@ -1,4 +1,4 @@
-"""The circle: policy → judge → reward model on old and new comparisons → policy, several rounds.
+"""The loop of judging and retraining: policy → judge → reward model → policy, several rounds.
 
     python recipes/loop.py --rounds 3 --comparisons 1900 --out runs/loop
 
@@ -28,7 +28,7 @@ class Config:
     rounds: int = option(3, "rounds of judging and retraining", at_least=0)
     comparisons: int = option(1900, "judged per round (0: keep the reward model)", at_least=0)
     out: str = option("runs/loop", "folder of all the runs")
-    seed: int = option(0, "of the first policy; round n has 100 * seed + n", at_least=0)
+    seed: int = option(0, "of round 0; round n has 100 * seed + n", at_least=0, at_most=10**6)
     start: str = option("runs/zoo-base", "start model, to which KL is measured")
     reward_model: str = option("", "of round 0: folder (nothing: train one for six epochs)")
     steps: int = option(60, "of each policy", at_least=1)
@@ -38,7 +38,7 @@ class Config:
     old: int = option(2000, "original pairs in the mix (0: none)", at_least=0)
     cold: bool = option(False, "train each reward model from the start model")
     rival: Literal["self", "last"] = option(
-        "self", "the policy is judged against itself or the last"
+        "self", "judge the policy against itself or the policy before"
     )
 
 
@@ -113,7 +113,7 @@ def step(script: str, out: Path, *flags) -> None:
 def check_settings(config: Config) -> None:
     """Raise InputError for settings that cannot work together or differ from those in the folder.
 
-    They are written there, as loop.json.  The folder of another run is refused as well.
+    The settings are written to loop.json in --out.  Another run's folder is refused as well.
     """
     if 0 < config.old < config.comparisons:
         raise InputError(

@@ -86,7 +86,9 @@ def run(main: Callable, config_class: type, argv: list[str] | None = None) -> in
         sys.stdout.flush()
         return 0
     except KeyboardInterrupt:
-        flag = " with --resume" * ("--resume" not in (sys.argv if argv is None else argv))
+        words = sys.argv if argv is None else argv
+        flag = "" if "--resume" in words else " with --resume"
+        flag += " instead of --overwrite" if "--overwrite" in words else ""
         how = f": the same command{flag} goes on" if hasattr(config_class, "resume") else ""
         message, code = f"interrupted{how}", 130
     except BrokenPipeError:  # as in `… | head`: Python's last flush must not complain

@@ -34,6 +34,7 @@ class Config:
         default_factory=lambda: [1.0, 10.0], metadata={"help": "lowest and highest rating"}
     )
     resume: bool = field(default=False, metadata={"help": "go on"})
+    overwrite: bool = field(default=False, metadata={"help": "replace"})
     plots: bool = field(default=True, metadata={"help": "draw 100 % of the plots"})
 
     def __post_init__(self):
@@ -54,7 +55,7 @@ def parsed(line: str) -> Config:
 def sentence(capsys, main, argv=(), config_class=Config, code=2) -> str:
     """What `run` prints for this command line, checked to be one line and to exit with `code`."""
     with pytest.raises(SystemExit) as stop:
-        run(main, config_class, list(argv))
+        run(main, config_class, None if argv is None else list(argv))
     output = capsys.readouterr()
     assert stop.value.code == code
     assert output.out == ""
@@ -269,15 +270,18 @@ def test_a_full_disk_is_a_sentence(capsys):
     assert "No space left on device" in sentence(capsys, main)
 
 
-def test_interrupt_is_130(capsys):
+def test_interrupt_is_130(capsys, monkeypatch):
     def main(config):
         raise KeyboardInterrupt
 
     how = "interrupted: the same command with --resume goes on\n"
     assert sentence(capsys, main, code=130) == how
     # As the loop calls its scripts, whose own command has no --resume.
+    monkeypatch.setattr(sys, "argv", ["script.py", "--resume"])
     again = "interrupted: the same command goes on\n"
-    assert sentence(capsys, main, ["--resume"], code=130) == again
+    assert sentence(capsys, main, argv=None, code=130) == again
+    anew = "interrupted: the same command with --resume instead of --overwrite goes on\n"
+    assert sentence(capsys, main, ["--overwrite"], code=130) == anew
 
 
 SCRIPT = '''
@@ -411,12 +415,20 @@ def test_no_garbage_collection_during_imports_but_again_when_the_script_runs(mon
     monkeypatch.setattr(sys, "argv", ["train.py"])
     try:
         check_flags(Config)
-        assert not gc.isenabled()
+        assert not gc.isenabled() and not gc.get_freeze_count()
         seen = []
         assert run(lambda config: seen.append(gc.isenabled()), Config, []) == 0
         assert seen == [True] and gc.isenabled()
+        # What the imports made is out of its way.  A second script in this process, as in the
+        # loop, must not set aside what the first one left: that may be garbage.
+        frozen = gc.get_freeze_count()
+        assert frozen
+        check_flags(Config)
+        assert run(lambda config: None, Config, []) == 0
+        assert gc.get_freeze_count() <= frozen and gc.isenabled()
     finally:
         gc.enable()
+        gc.unfreeze()
 
 
 def test_without_torch_a_script_says_what_to_activate(monkeypatch, capsys):

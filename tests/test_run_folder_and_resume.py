@@ -164,9 +164,7 @@ def rm_config(tiny_run: dict, out: Path, **settings) -> train_rm.Config:
 
 
 SCRIPTS = {
-    "reward model": (
-        train_rm, "tiny_rm_run", rm_config, {"head": "ratings", "group_by_length": True},
-    ),
+    "reward model": (train_rm, "tiny_rm_run", rm_config, {"head": "ratings"}),
     "moving average": (train_policy, "tiny_policy_run", policy_config, {"steps": 6}),
     "ema": (train_policy, "tiny_policy_run", policy_config, {"steps": 6, "baseline": "ema"}),
     "ppo": (

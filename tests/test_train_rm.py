@@ -250,19 +250,6 @@ def test_trap_9_micro_batches_of_1_2_and_8_give_the_same_weights(tiny_run, tmp_p
     assert padding[1] <= padding[-1] and max(padding[-1]) < 1
 
 
-def test_batches_of_like_length_have_less_padding(tiny_run, tmp_path):
-    pairs = [
-        {**row, "chosen": row["chosen"] + " very" * (n % 4)} for n, row in enumerate(tiny_pairs(32))
-    ]
-    data = [write_rows(tmp_path / "pairs.jsonl", pairs)]
-    padding = []
-    for grouped in (False, True):
-        out = tmp_path / str(grouped)
-        run(tiny_run, out, data=data, batch_size=4, max_steps=8, group_by_length=grouped)
-        padding.append(sum(row["batch/padding"] for row in rows_of(out / "metrics.jsonl")))
-    assert padding[1] < padding[0] / 2
-
-
 def test_gradient_checkpointing_gives_the_same_weights(tiny_run, tmp_path):
     options = {**HEADS["ratings"], "lr": 1e-4}
     one = run(tiny_run, tmp_path / "a", **options)[1]

@@ -5,8 +5,6 @@ from torch import Tensor
 
 from rlhf_min.maths.ratings import win_log_probability
 
-TIES = {"half": 0.5, "strict": 0.0}  # τ of `ratings_win_loss`, by the name in --tie
-
 
 def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0) -> Tensor:
     """−log σ(r_w − r_l − m), mean over pairs (Bradley & Terry 1952; margin: Llama 2, eq. 2).
