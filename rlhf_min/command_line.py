@@ -78,7 +78,7 @@ def run(main: Callable, config_class: type, argv: list[str] | None = None) -> in
     error is a bug and keeps its traceback.
     """
     if not gc.isenabled() and not gc.get_freeze_count():
-        gc.freeze()  # what the imports made stays: no collection need look at it again
+        gc.freeze()  # garbage collection skips what the imports made, which stays until the end
     gc.enable()
     try:
         startup.install(signal.default_int_handler)  # it raises KeyboardInterrupt

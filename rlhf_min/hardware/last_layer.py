@@ -22,7 +22,7 @@ class _KeysAndValues:
         self.states: tuple[Tensor, Tensor] | None = None
 
     def update(self, keys: Tensor, values: Tensor, *_, **__) -> tuple[Tensor, Tensor]:
-        """The keys and values of the first call, which itself ends in `_KeysAreKnown`."""
+        """The first keys and values [R, G, L, D]; the first call stores them and raises."""
         if self.states is None:
             self.states = keys, values
             raise _KeysAreKnown

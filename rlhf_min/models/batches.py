@@ -144,7 +144,7 @@ def _probe_states(model, layout: Layout) -> Tensor:
 
 
 def end_states(model, tree: Tree, layout: Layout | None = None) -> Tensor:
-    """Last hidden states of each branch's last token: [B, H]; layout: nothing for the model's."""
+    """Last hidden states of each branch's last token: [B, H]; layout: by default the model's."""
     if not (layout or layout_of(model)).ends_only:
         return hidden_states(model, tree)[tree.ends]
     with last_layer_at(model, tree.ends, tree.ids.shape):
