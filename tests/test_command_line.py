@@ -276,7 +276,7 @@ def test_interrupt_is_130(capsys, monkeypatch):
 
     how = "interrupted: the same command with --resume goes on\n"
     assert sentence(capsys, main, code=130) == how
-    # As the loop calls its scripts, whose own command has no --resume.
+    # The loop has no --resume itself but gives it to its scripts.
     monkeypatch.setattr(sys, "argv", ["script.py", "--resume"])
     again = "interrupted: the same command goes on\n"
     assert sentence(capsys, main, argv=None, code=130) == again

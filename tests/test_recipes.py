@@ -108,7 +108,7 @@ def test_the_loops_short_form_explains_itself_and_takes_no_fifth_word():
     )
     fifth = shell("loop.sh", "1", "30", "runs/x-help", "0", "--resume", code=2)
     assert "--resume: at most four arguments" in fifth.stderr
-    # Round n has the seed 100 * SEED + n, and the scripts take seeds up to a billion.
+    # Round n has the seed 100 * SEED + n, which must not be above the scripts' limit, 10**9.
     large = shell("loop.sh", "1", "30", "runs/x-help", "1000001", code=2)
     assert "--seed must be at most 1000000" in large.stderr
 

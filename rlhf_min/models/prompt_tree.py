@@ -69,7 +69,7 @@ def build_tree(prompts: list[list[int]], branches: list[list[list[int]]], layout
         positions.append(own_positions + [0] * padding)
         segments.append(parts + [-1] * padding)  # 0 is the prompt, k the k-th branch
 
-    # NumPy reads a list of numbers five times as fast as torch.tensor.
+    # NumPy reads a list of numbers faster than torch.tensor does (docs/LOG.md).
     tensors = (torch.from_numpy(np.array(x, np.int64)).to(layout.device) for x in lists)
     ids, positions, segments, *flat = tensors
     mask = tree_mask(segments, layout.dtype) if layout.tree else segments >= 0
