@@ -62,6 +62,7 @@ from rlhf_min.data.bad_rows import report_dropped
 from rlhf_min.data.files import read_json
 from rlhf_min.data.labelled import read_labelled
 from rlhf_min.data.preferences import fingerprint, read_prompts
+from rlhf_min.hardware import ranks
 from rlhf_min.hardware.device import choose_dtype
 from rlhf_min.judging.comparisons import (
     Comparison,
@@ -202,6 +203,7 @@ def write_results(config: Config, log: RunLog, outcomes: list[Outcome]) -> dict:
     return summary
 
 
+@ranks.first_only
 @folder_files.exclusive
 def main(config: Config) -> dict:
     """Sample answers, ask the judge in both orders, settle, write; returns the summary."""

@@ -55,16 +55,18 @@ from transformers import AutoConfig
 from rlhf_min import InputError
 from rlhf_min.data.files import read_json, replace_text
 from rlhf_min.defaults import run_script
+from rlhf_min.hardware import ranks
 
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS = 6  # over the pairs, for a reward model that is trained from the start model
 
 
+@ranks.together
 def main(config: Config) -> None:
     """Run all rounds, then print a table of them and draw it."""
     check_ranges(config)
     out, start, reward = Path(config.out), config.start, config.reward_model
-    check_settings(config)
+    ranks.from_first(check_settings, config)
     settings = ["--kl", config.kl, "--lr", config.lr, "--steps", config.steps]
     train = ["--lr", 1e-3, "--eval-every", 1000, "--eval-data", "zoo:held-out"]
     gold = ["--judge", "gold", "--batch-size", 512]  # twice as fast as 64 at once
@@ -98,12 +100,12 @@ def main(config: Config) -> None:
             held_out = ["--data", "zoo:held-out", "--limit", 400, *gold]
             step("judge.py", out / f"against-{name}-{number}", "--a", rival, "--b", policy,
                  *held_out, *seed)  # fmt: skip
-    show(out)
+    ranks.from_first(show, out)
 
 
 def step(script: str, out: Path, *flags) -> None:
     """Run a script with these flags in this process; a training run that is finished is kept."""
-    if script != "judge.py" and (out / "report.html").exists():
+    if script != "judge.py" and ranks.from_first((out / "report.html").exists):
         return
     words = [str(word) for word in (*flags, "--out", out, "--resume")]
     print(f"\n$ python {script} {' '.join(words)}", flush=True)

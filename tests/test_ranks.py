@@ -199,6 +199,19 @@ def test_the_result_of_the_first_process_reaches_the_others_as_it_is(second_of_t
     assert ranks.from_first(pytest.fail, "is called by rank 0 only") == ["x", 1.5, None]
 
 
+def test_the_first_process_may_be_several_results_ahead_and_none_is_kept_after_all_read_it(
+    second_of_two, monkeypatch
+):
+    """With a slow rank 1, rank 0 has already gone on; it must not delete what was not read yet."""
+    with monkeypatch.context() as first:
+        first.setattr(ranks._Group, "rank", 0)
+        assert [ranks.from_first(pow, 2, n) for n in range(5)] == [1, 2, 4, 8, 16]
+    monkeypatch.setenv(ranks.TIMEOUT, "0.1")
+    monkeypatch.setattr(ranks._Group, "calls", itertools.count())
+    assert [ranks.from_first(pytest.fail) for _ in range(5)] == [1, 2, 4, 8, 16]
+    assert not any(second_of_two.check([f"result-{n}"]) for n in range(5))
+
+
 def test_waiting_for_the_first_process_ends_when_another_one_fails(second_of_two):
     second_of_two.set("errors", "1")
     with pytest.raises(SystemExit) as ended:

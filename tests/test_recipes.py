@@ -102,6 +102,42 @@ def test_the_circle_runs_and_its_table_names_every_round(tmp_path):
     assert not (out / "policy-0" / "loop.json").exists()
 
 
+def test_the_loop_in_two_processes_judges_once_and_goes_on_like_one(tmp_path):
+    """Under torchrun only rank 0 judges, and its answers are those of a single process."""
+    start, out = str(tmp_path / "start"), tmp_path / "loop"
+    start_model.build_base(start, steps=60, examples=2000, hidden=64)
+    write_rows(tmp_path / "pairs.jsonl", list(world.pairs("train", 40)))
+    words = ["--start", start, "--pairs", tmp_path / "pairs.jsonl", "--out", out, "--steps", "1"]
+    words += ["--rounds", "1", "--comparisons", "12", "--old", "20", "--reward-model"]
+    train = ["train_rm.py", "--model", start, "--data", tmp_path / "pairs.jsonl", "--max-steps"]
+    reward, options = str(tmp_path / "rm"), {"cwd": ROOT, "capture_output": True, "text": True}
+    subprocess.run([sys.executable, *train, "1", "--out", reward], check=True, **options)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--", "recipes/loop.py", *map(str, words), reward]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, **options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    scripts = [line.split()[2] for line in done.stdout.splitlines() if line.startswith("$ ")]
+    trained = ["train_rm.py", "train_policy.py"]
+    assert scripts == ["train_policy.py", "judge.py", *trained, "judge.py", "judge.py"]
+    assert done.stdout.count("judge-1: win rate of b") == 1
+    assert (out / "loop.png").exists()
+    for name in ("policy-0", "rm-1", "policy-1"):  # both processes trained
+        assert f"{out / name}: each process exchanged" in done.stdout
+    flags = ["--a", out / "policy-0", "--b", out / "policy-0", "--limit", "12", "--seed", "1"]
+    alone = ["judge.py", *map(str, flags), "--batch-size", "512", "--out", str(tmp_path / "one")]
+    subprocess.run([sys.executable, *alone], check=True, env=environment, **options)
+    for name in ("answers.jsonl", "verdicts.jsonl", "comparisons.jsonl"):
+        assert (tmp_path / "one" / name).read_text() == (out / "judge-1" / name).read_text()
+
+    again = subprocess.run(command, env=environment, **options)  # trains nothing twice
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "train_" not in again.stdout
+    assert again.stdout.splitlines()[-2:] == done.stdout.splitlines()[-2:]  # the same table
+    wrong = subprocess.run([*command, "--old", "21"], env=environment, **options)
+    assert wrong.returncode and wrong.stderr.count("holds a loop with --old 20, not 21") == 1
+
+
 def test_the_loops_short_form_explains_itself_and_takes_no_fifth_word():
     assert (
         "recipes/loop.sh [ROUNDS] [COMPARISONS] [OUT] [SEED]" in shell("loop.sh", "--help").stdout

@@ -4,10 +4,9 @@
 
 A rank is the number of a process, 0 … size − 1.  Rank r works on the items r, r + size, … of a
 batch (`own`); then the ranks exchange their results (`complete`, `gather`), so that all continue
-with the same numbers.  Only gradients differ between ranks, until the optimiser sums them.  No
-wrapper is around the model: DistributedDataParallel sums gradients only if its own forward is
-called, and this code calls a model's parts.  Without torchrun there is one rank, and it owns every
-item.
+with the same numbers.  Only gradients differ between ranks, until the optimiser sums them.
+DistributedDataParallel would sum them only if its own forward was called, and this code calls a
+model's parts.  Without torchrun there is one rank, and it owns every item.
 """
 
 import atexit
@@ -32,8 +31,7 @@ TIMEOUT = "RLHF_MIN_TIMEOUT"  # environment variable: seconds to wait for anothe
 class _Group:
     """The group of this process."""
 
-    rank, size, store, moved = 0, 1, None, 0
-    calls = count()  # of from_first
+    rank, size, store, moved, calls = 0, 1, None, 0, count()  # calls: those of from_first
 
 
 def rank() -> int:
@@ -110,13 +108,11 @@ def from_first(function: Callable, *arguments, patient: bool = False):
     """
     if _Group.size == 1:
         return function(*arguments)
-    number = next(_Group.calls)
-    key, deadline = f"result-{number}", time.monotonic() + _patience()
+    key, deadline = f"result-{next(_Group.calls)}", time.monotonic() + _patience()
     if is_first():
         with _alone():
             result = function(*arguments)
         _Group.store.set(key, json.dumps(result))
-        _Group.store.delete_key(f"result-{number - 2}")  # the others have read that one
         return result
     while not _Group.store.check([key]):  # in Python, so that a signal can end it
         if failed_elsewhere():
@@ -124,7 +120,10 @@ def from_first(function: Callable, *arguments, patient: bool = False):
         if not patient and time.monotonic() > deadline:
             raise InputError(f"rank 0 did not answer for {_patience():g} seconds, so it hangs")
         time.sleep(0.02)
-    return json.loads(_Group.store.get(key))
+    result = json.loads(_Group.store.get(key))
+    if _Group.store.add(f"{key}-read", 1) == _Group.size - 1:  # the last one that reads it
+        _Group.store.delete_key(key)
+    return result
 
 
 @contextmanager
@@ -181,21 +180,27 @@ def together(main: Callable) -> Callable:
 
     @wraps(main)
     def run(config):
-        if int(os.environ.get("WORLD_SIZE", 1)) == 1 or _Group.store:
+        if int(os.environ.get("WORLD_SIZE", 1)) == 1:
             return main(config)
-        _start()
+        if not _Group.store:
+            _start()
         try:
             return main(config)
         except BaseException as error:
             atexit.unregister(dist.destroy_process_group)  # it could wait for a process that died
-            if _Group.store.add("errors", 1) > 1:  # another rank failed first, and says why
-                code = 130 if isinstance(error, KeyboardInterrupt) else 2
+            if _Group.store.add("errors", 1) > 1:  # another rank or a script run inside says why
+                code = getattr(error, "code", 130 if isinstance(error, KeyboardInterrupt) else 2)
                 raise SystemExit(code) from None
             if reason := _lost(error):
                 raise InputError(f"{reason}; --resume goes on from the last checkpoint") from error
             raise
 
     return run
+
+
+def first_only(main: Callable) -> Callable:
+    """Decorator of main(config): under torchrun only rank 0 runs it, and the others wait."""
+    return together(wraps(main)(lambda config: from_first(main, config, patient=True)))
 
 
 def failed_elsewhere() -> bool:
@@ -237,9 +242,8 @@ def _patience() -> float:
 def _lost(error: BaseException) -> str:
     """What an error of the network between ranks means; "" for any other error."""
     text = str(error).lower()
-    if not isinstance(error, RuntimeError):
-        return ""
-    if not isinstance(error, dist.DistError) and "gloo" not in text:
+    of_the_network = isinstance(error, dist.DistError) or "gloo" in text
+    if not (isinstance(error, RuntimeError) and of_the_network):
         return ""
     if "timed out" in text or "timeout" in text:
         return f"a process of this run did not answer for {_patience():g} seconds, so it hangs"
