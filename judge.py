@@ -32,16 +32,16 @@ class Config:
         "gold", "gold (zoo only), reward-model:DIR, openai:MODEL or human", heading="Judge"
     )
     base_url: str | None = option(None, "openai: address of a compatible server, http://host/v1")
-    concurrency: int = option(4, "openai: questions under way at once", at_least=1)
+    concurrency: int = option(4, "openai: concurrent requests", at_least=1)
     timeout: float = option(60.0, "openai: seconds to wait for a reply", above=0)
     retries: int = option(5, "openai: more attempts after 429, 5xx or a lost reply", at_least=0)
     max_new_tokens: int = option(64, "longest answer, in tokens", heading="Sampling", at_least=1)
     temperature: float = option(1.0, "of the sampling distribution", at_least=0.01)
     batch_size: int = option(64, "answers sampled at once", at_least=1)
-    dtype: Literal["auto", "float32", "bfloat16"] = option("float32", "what the models compute in")
+    dtype: Literal["auto", "float32", "bfloat16"] = option("float32", "of the models")
     out: str = option("runs/judge", "folder of the run", heading="Run")
     seed: int = option(0, "of the prompts, the answers and the order they are shown in", at_least=0)
-    resume: bool = option(False, "go on with the interrupted run in --out, asking nothing twice")
+    resume: bool = option(False, "continue the interrupted run in --out, asking nothing twice")
     overwrite: bool = option(False, "replace the run in --out")
 
 
@@ -224,9 +224,9 @@ def main(config: Config) -> dict:
     try:
         judge_all(comparisons, log)
     finally:  # an interrupted run has results too
-        waiting, once = Verdict("waiting"), config.judge == "human"
+        waiting, count = Verdict("waiting"), 1 if config.judge == "human" else 2
         outcomes = [
-            settle(c, [log.verdicts.get((i, n), waiting) for n in c.orders[: 1 if once else 2]])
+            settle(c, [log.verdicts.get((i, n), waiting) for n in c.orders[:count]])
             for i, c in enumerate(comparisons)
         ]
         summary = write_results(config, run_log, outcomes)

@@ -25,11 +25,11 @@ class Config:
     reward_model: str | list[str] = option("runs/rm", "reward model, or several: folder or hub id")
     ensemble: Literal["mean", "min", "uncertainty"] = option("mean", "how several are combined")
     ensemble_weight: float = option(1.0, "weight of the variance (uncertainty)", at_least=0)
-    reward_function: str = option("", "FILE.py:NAME, own (prompts, answers) -> rewards")
-    function_weight: float = option(0.0, "its weight beside the model (0: no model)", at_least=0)
-    reference: str = option("", "model that KL is measured to (nothing: --model)")
+    reward_function: str = option("", "FILE.py:NAME of (prompts, answers) -> rewards")
+    function_weight: float = option(0.0, "function's weight (0: function alone)", at_least=0)
+    reference: str = option("", "reference model of the KL (empty: --model)")
     data: list[str] = option(["zoo"], "prompts: zoo, files, or hub ids (id:split); concatenated")
-    eval_data: list[str] = option([], "held-out prompts (nothing: the zoo's, or a split)")
+    eval_data: list[str] = option([], "held-out prompts (empty: the zoo's, or a split)")
     skip_bad_rows: bool = option(False, "drop and count rows that cannot be used")
     objective: Literal["reinforce", "ppo-clip"] = option("reinforce", "loss", heading="Objective")
     baseline: Literal["moving-average", "ema", "leave-one-out", "none"] = option(
@@ -39,7 +39,7 @@ class Config:
     clip: float = option(0.2, "epsilon of ppo-clip", above=0, at_most=1)
     ema_decay: float = option(0.9, "decay of --baseline ema", at_least=0, below=1)
     kl: float = option(0.1, "weight of the KL penalty, reward per nat", "--beta", at_least=0)
-    missing_end_penalty: float = option(1.0, "taken from the reward if no end token", at_least=0)
+    missing_end_penalty: float = option(1.0, "subtracted if there is no end token", at_least=0)
     reading: Literal["mean", "entropic", "win"] = option("mean", "how outputs become a score")
     entropic_b: float = option(2.0, "scale of --reading entropic, in ratings", at_least=0.01)
     weight: Literal["none", "inverse-sigma", "inverse-variance", "inverse-one-plus-sigma"] = option(
@@ -62,10 +62,10 @@ class Config:
     seed: int = option(0, "of prompts' order and sampling", at_least=0)
     eval_prompts: int = option(256, "held-out prompts at most", at_least=1)
     eval_every: int = option(0, "steps between evaluations (0: before, after only)", at_least=0)
-    ruler_prompts: int = option(256, "prompts that set the reward scale, at most", at_least=2)
+    ruler_prompts: int = option(256, "prompts for the reward scale, at most", at_least=2)
     save_every: int = option(50, "steps between checkpoints", at_least=1)
     track: Literal["none", "tensorboard", "wandb"] = option("none", "live tracking besides files")
-    resume: bool = option(False, "go on with the interrupted run in --out")
+    resume: bool = option(False, "continue the interrupted run in --out")
     overwrite: bool = option(False, "replace the run in --out")
 
 
@@ -143,8 +143,8 @@ def choose_loss(config: Config):
 def train(config: Config, policy, reference, scorer, prompts, sampling, evaluate, log, state):
     """Train the policy in place, from step state["step"] on.
 
-    sampling: settings of `sample`; evaluate(policy): held-out metrics; state: a checkpoint, or only
-    step, reward_scale, before, samples (metrics and answers before training) of a new run.
+    sampling: arguments of `sample`; evaluate(policy): held-out metrics and answers; state: step,
+    reward_scale, before, samples (metrics, answers before training); more in a checkpoint.
     """
     K, P = config.samples, config.batch_size // config.samples
     temperature, p_max = config.temperature, config.micro_batch
@@ -161,7 +161,7 @@ def train(config: Config, policy, reference, scorer, prompts, sampling, evaluate
         rollout = sample(policy, ids, K, **sampling)  # answers [P][K]
         ref_rollout = sample(reference, ids, 1, **sampling) if scorer.needs_reference else None
         clock("sample")
-        scores_PK, factors_PK = scorer.score(rollout, texts, ref_rollout)  # of --weight
+        scores_PK, weights_PK = scorer.score(rollout, texts, ref_rollout)  # of --weight
         rewards_PK = standardise(scores_PK, **state["reward_scale"])  # mean, std
         rewards_PK = penalise_missing_end(rewards_PK, rollout.finished, config.missing_end_penalty)
         clock("score")
@@ -170,7 +170,7 @@ def train(config: Config, policy, reference, scorer, prompts, sampling, evaluate
 
         # The first update's forward pass also gives old_PK, total rewards and advantages.  Micro-
         # batches (prompts p) hold all K answers to a prompt, which leave-one-out needs together.
-        log_probs_PK, old_PK, total_rewards_PK, advantages_PK = ref_PK.new_empty(4, P, K)
+        log_probs_PK, old_PK, total_rewards_PK, advantages_PK = ref_PK.new_empty(4, P, K)  # [P, K]
         lr = config.lr * warm_up(step, config.warm_up, config.steps)
         for update in range(config.updates):
             for p, tree in tree_batches(policy, rollout.prompts, rollout.answers, p_max):
@@ -179,7 +179,7 @@ def train(config: Config, policy, reference, scorer, prompts, sampling, evaluate
                 if update == 0:
                     old_PK[p] = log_probs_PK[p]
                     total_rewards_PK[p] = with_kl(rewards_PK[p], old_PK[p], ref_PK[p], config.kl)
-                    advantages_PK[p] = baseline.advantages(total_rewards_PK[p]) * factors_PK[p]
+                    advantages_PK[p] = baseline.advantages(total_rewards_PK[p]) * weights_PK[p]
                 loss(log_probs_pK, old_PK[p], advantages_PK[p], P * K).backward()
             ranks.complete(log_probs_PK, old_PK, total_rewards_PK, advantages_PK)
             check_finite("the policy's log-prob", log_probs_PK)

@@ -24,19 +24,19 @@ class Config:
 
     data: list[str] = option(["zoo"], "pairs: zoo, files, or hub ids (id:split)", heading="Inputs")
     eval_data: list[str] = option([], "held-out pairs (nothing: the zoo's, or a split by prompt)")
-    eval_fraction: float = option(0.1, "share of prompts held out (no own split)", above=0, below=1)
+    eval_fraction: float = option(0.1, "share held out (no zoo, no --eval-data)", above=0, below=1)
     eval_limit: int = option(1000, "held-out pairs at most", at_least=1)
     limit: int = option(0, "pairs drawn from each SPEC of --data, at most (0: all)", at_least=0)
     skip_bad_rows: bool = option(False, "drop and count rows that cannot be used")
     rating_range: list[float] = option([1.0, 10.0], "lowest and highest rating of the data's scale")
     max_length: int = option(1024, "tokens of prompt and answer, at most", at_least=2)
     model: str = option("runs/zoo-base", "language model to start from: folder or hub id")
-    head: Literal["scalar", "ratings"] = option("scalar", "or ratings 1..10", heading="Objective")
+    head: Literal["scalar", "ratings"] = option("scalar", "output per answer", heading="Objective")
     head_std: float = option(0.0, "std of a new head's weights (0: all scores equal)", at_least=0)
     margin: float = option(0.0, "scalar head: reward units per rating point", at_least=0)
     centring: float = option(0.01, "scalar head: weight of mean((r_w + r_l)^2)", at_least=0)
     batch_sum: float = option(0.0, "scalar head: weight of mean(r_w + r_l)^2", at_least=0)
-    tie: Literal["half", "strict"] = option("half", "ratings head: what an equal rating counts")
+    tie: Literal["half", "strict"] = option("half", "ratings head: equal ratings win 1/2 or 0")
     soft_labels: float = option(0.0, "ratings head: weight of cross-entropy to ratings", at_least=0)
     label_width: float = option(1.0, "std of a soft label, in ratings", at_least=0.01)
     earth_mover: float = option(0.0, "ratings head: weight of squared earth mover", at_least=0)
@@ -61,7 +61,7 @@ class Config:
     eval_every: int = option(100, "steps between evaluations", at_least=1)
     save_every: int = option(200, "steps between checkpoints", at_least=1)
     track: Literal["none", "tensorboard", "wandb"] = option("none", "live tracking besides files")
-    resume: bool = option(False, "go on with the interrupted run in --out")
+    resume: bool = option(False, "continue the interrupted run in --out")
     overwrite: bool = option(False, "replace the run in --out")
 
 
@@ -127,7 +127,7 @@ def read_pairs(config: Config) -> tuple[list, list, dict, dict]:
 
 
 def loss_of(config, chosen, rejected, chosen_rating, rejected_rating, step_mean=0.0) -> Tensor:
-    """The loss: outputs [n, 1 or 10] and ratings [n] (or NaN); step_mean of `batch_sum_penalty`."""
+    """Loss of a micro-batch: outputs [n, 1 or 10], ratings [n] or NaN → scalar, mean over pairs."""
     if config.head == "scalar":
         r_w, r_l, margin = chosen[:, 0], rejected[:, 0], 0.0
         if config.margin:

@@ -2,15 +2,15 @@
 
     python recipes/loop.py --rounds 3 --comparisons 1900 --out runs/loop
 
-Without --reward-model a first one is trained for six epochs.  After one epoch, as in `make demo`, a
-reward model cannot tell a wrong fact from the truth, and after three rounds it could in only one of
-five seeds (experiments/blind_spots.py).
+Without --reward-model a first one is trained for six epochs.  A reward model of one epoch, as in
+`make demo`, does not see wrong facts, and three rounds of judging changed that in only one of five
+seeds (experiments/blind_spots.py).
 
-In each round the judge compares two answers of the present policy to each training question,
+In each round the judge compares two answers of the present policy to each training prompt,
 because the reward model must tell apart what this policy writes.  The verdicts are added to all
-earlier comparisons, and training of the reward model and of the policy continues from the last
-round.  KL is always measured to the start model.  Held-out questions are for evaluation only.
-The same command again goes on with an interrupted loop.
+earlier comparisons, and training of the reward model and of the policy starts from the round
+before.  KL is always measured to the start model.  Held-out questions are for evaluation only.
+The same command again continues an interrupted loop.
 """
 
 import rlhf_min.startup  # noqa: F401  first: signals and threads, before torch
@@ -73,10 +73,10 @@ def main(config: Config) -> None:
     policy, previous, judged = out / "policy-0", start, []
     if not reward:
         reward = out / "rm-0"
-        step("train_rm.py", reward, "--model", start, "--data", config.pairs, *train,
-             "--epochs", EPOCHS, "--seed", config.seed)  # fmt: skip
-    step("train_policy.py", policy, "--model", start, "--reward-model", reward, *settings,
-         "--seed", config.seed)  # fmt: skip
+        stage("train_rm.py", reward, "--model", start, "--data", config.pairs, *train,
+              "--epochs", EPOCHS, "--seed", config.seed)  # fmt: skip
+    stage("train_policy.py", policy, "--model", start, "--reward-model", reward, *settings,
+          "--seed", config.seed)  # fmt: skip
     labels = AutoConfig.from_pretrained(reward).num_labels  # 10 if it has a head over ratings
     head = ["--head", "ratings" if labels > 1 else "scalar"]
     for number in range(1, config.rounds + 1):
@@ -84,26 +84,26 @@ def main(config: Config) -> None:
         if config.comparisons:
             rival = previous if config.rival == "last" else policy
             comparisons = ["--limit", config.comparisons, *gold]
-            step("judge.py", out / f"judge-{number}", "--a", rival, "--b", policy, *comparisons,
-                 *seed)  # fmt: skip
+            stage("judge.py", out / f"judge-{number}", "--a", rival, "--b", policy, *comparisons,
+                  *seed)  # fmt: skip
             judged.append(out / f"judge-{number}/comparisons.jsonl")
             old = ["--limit", config.old, "--data", config.pairs] if config.old else ["--data"]
             model, epochs = (start, EPOCHS) if config.cold else (reward, 2)
             reward = out / f"rm-{number}"
             # A sampled answer may hold a NUL character, which train_rm.py counts as a bad row.
-            step("train_rm.py", reward, "--model", model, *head, *old, *judged, *train,
-                 "--epochs", epochs, "--skip-bad-rows", *seed)  # fmt: skip
+            stage("train_rm.py", reward, "--model", model, *head, *old, *judged, *train,
+                  "--epochs", epochs, "--skip-bad-rows", *seed)  # fmt: skip
         previous, policy = policy, out / f"policy-{number}"
-        step("train_policy.py", policy, "--model", previous, "--reference", start,
-             "--reward-model", reward, *settings, *seed)  # fmt: skip
+        stage("train_policy.py", policy, "--model", previous, "--reference", start,
+              "--reward-model", reward, *settings, *seed)  # fmt: skip
         for name, rival in (("last", previous), ("start", start)):
             held_out = ["--data", "zoo:held-out", "--limit", 400, *gold]
-            step("judge.py", out / f"against-{name}-{number}", "--a", rival, "--b", policy,
-                 *held_out, *seed)  # fmt: skip
+            stage("judge.py", out / f"against-{name}-{number}", "--a", rival, "--b", policy,
+                  *held_out, *seed)  # fmt: skip
     ranks.from_first(show, out)
 
 
-def step(script: str, out: Path, *flags) -> None:
+def stage(script: str, out: Path, *flags) -> None:
     """Run a script with these flags in this process; a training run that is finished is kept."""
     if script != "judge.py" and ranks.from_first((out / "report.html").exists):
         return

@@ -1,4 +1,4 @@
-"""What train_policy.py builds first when its default inputs are missing."""
+"""Builds the default inputs of train_policy.py if they are missing."""
 
 import runpy
 import sys
@@ -20,7 +20,7 @@ def build_missing(config) -> None:
     Raises InputError if the settings (of train_policy.py) need a ratings head: this one is scalar.
     """
     if config.reward_function:
-        load_function(config.reward_function)  # its mistakes are told before anything is built
+        load_function(config.reward_function)  # raises its errors before anything is built
     unfinished, exists = is_unfinished(REWARD_MODEL), Path(REWARD_MODEL).exists()
     missing = REWARD_MODEL in member_paths(config.reward_model) and (unfinished or not exists)
     missing = missing and not (config.reward_function and not config.function_weight)

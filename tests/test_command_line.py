@@ -413,6 +413,7 @@ def test_a_flag_whose_value_is_two_dashes_is_refused(capsys):
 def test_no_garbage_collection_during_imports_but_again_when_the_script_runs(monkeypatch):
     monkeypatch.setattr(command_line.startup, "install", lambda handler: None)
     monkeypatch.setattr(sys, "argv", ["train.py"])
+    gc.unfreeze()  # another test of this process may have run a script
     try:
         check_flags(Config)
         assert not gc.isenabled() and not gc.get_freeze_count()

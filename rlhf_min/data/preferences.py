@@ -1,4 +1,4 @@
-"""Preference pairs and prompts of SPECs (sources.py), held out or not; pairs as token ids.
+"""Reads preference pairs and prompts, splits off held-out ones, encodes pairs as token ids.
 
 A row has `prompt`, `chosen` and `rejected`, each text or chat messages; ratings are optional.
 """
@@ -155,7 +155,7 @@ def hold_out(items: list, read, config, fraction: float, limit: int) -> tuple:
         return train, draw_items(held_out, limit, config.data), {}, {}
     specs = config.eval_data or ["zoo:held-out"]
     all_held_out, counts = read(specs)
-    prompts = set(map(prompt_key, all_held_out))  # with those that another run may evaluate
+    prompts = set(map(prompt_key, all_held_out))  # also those beyond `limit`
     train = [item for item in items if prompt_key(item) not in prompts]
     if not train:
         raise InputError("no training data left: every prompt is held out, give other --eval-data")

@@ -11,8 +11,8 @@ Prompt = str | list[Message]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 RATING_COLUMNS = (("chosen_rating", "rejected_rating"), ("score_chosen", "score_rejected"))
-# Data sets with other names: prompt ("": it begins both dialogues), both answers, and the column
-# that names the better one, by value; "" means that they tie.
+# Columns of other data sets: prompt ("": both dialogues begin with it), answer 1, answer 2, label;
+# then label value → column of the better answer ("": a tie).
 JUDGEBENCH = {"A>B": "response_A", "B>A": "response_B", "A=B": ""}
 VOTES = {"a": "response_a", "b": "response_b", "tie": ""}  # your own
 ARENA = {"model_a": "conversation_a", "model_b": "conversation_b"}  # Chatbot Arena, MT-Bench
@@ -113,7 +113,7 @@ def _with_our_names(row: dict) -> tuple[dict, bool]:
             if value not in better:
                 wrong = f"{label} must be {' or '.join(better)}, got {row[label]!r:.40}"
                 raise InputError(f"{wrong}: it says which answer is better")
-            chosen, rejected = sorted((first, second), key=lambda name: name != better[value])
+            chosen, rejected = (second, first) if better[value] == second else (first, second)
             ours = {"chosen": row[chosen], "rejected": row[rejected]}
             return ({"prompt": row[prompt]} if prompt else {}) | ours, not better[value]
     return row, False

@@ -66,7 +66,7 @@ def rounded_up(tokens: int, block: int) -> int:
 class Decoder:
     """B rows that are being decoded; `logits` [B, V]: what follows the prompts."""
 
-    compact_below = 0.75  # share of running rows: compacting the cache for fewer rows costs time
+    compact_below = 0.75  # share of rows still running; compacting the cache costs time
 
     def __init__(self, model, cache, logits: Tensor, mask, position, width: int, block: int):
         """mask [B, 1, 1, room] additive or [B, room]; position [B, 1]; width: prompt tokens.

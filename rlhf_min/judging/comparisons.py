@@ -126,8 +126,8 @@ def settle(comparison: Comparison, verdicts: list[Verdict]) -> Outcome:
         results.append({"first": first, "second": second}.get(verdict.winner, verdict.winner))
         if verdict.explanation:
             explanations.append(f"{first} first: {verdict.explanation}")
-    winner = results[0] if len(set(results)) == 1 else "tie"
-    winner = next((word for word in ("waiting", "failed", "skipped") if word in results), winner)
+    undecided = [word for word in ("waiting", "failed", "skipped") if word in results]
+    winner = undecided[0] if undecided else results[0] if len(set(results)) == 1 else "tie"
     return Outcome(comparison, verdicts, winner, tuple(results), "\n".join(explanations))
 
 

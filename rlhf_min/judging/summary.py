@@ -1,4 +1,4 @@
-"""What a judge's verdicts give: training pairs, the metrics of summary.json, and a text."""
+"""From a judge's verdicts: training pairs, the metrics of summary.json, and a text."""
 
 from collections import Counter
 from statistics import fmean

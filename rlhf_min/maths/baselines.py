@@ -43,10 +43,10 @@ class MovingAverage(Baseline):
 
 @dataclass(frozen=True)
 class ExponentialAverage(Baseline):
-    """b ← ρ·b + (1 − ρ)·mean(R), ρ = decay.
+    """b ← d·b + (1 − d)·mean(R), d = decay.
 
-    `value` must start at the mean reward before training.  From 0, with rewards of 1 to 10, all
-    advantages would be positive for about 1/(1 − ρ) steps.
+    `value` must start at the mean reward before training.  From 0, if rewards are far above,
+    all advantages would be positive for about 1/(1 − d) steps.
     """
 
     value: float = 0.0

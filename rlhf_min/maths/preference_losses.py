@@ -16,7 +16,7 @@ def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0
 
 
 def centring_penalty(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """mean((r_w + r_l)²): pins the constant Bradley-Terry leaves free (Eisenstein et al. 2023).
+    """mean((r_w + r_l)²): fixes the rewards' additive constant (Eisenstein et al. 2023).
 
     chosen, rejected [B] rewards → scalar in squared reward units.
     """
@@ -27,10 +27,10 @@ def batch_sum_penalty(chosen: Tensor, rejected: Tensor, step_mean: float) -> Ten
     """M², with M = mean(r_w + r_l) over all pairs of a step (BSR: Hong et al. 2025).
 
     chosen, rejected [B] rewards of a micro-batch; step_mean: M, a constant → scalar in squared
-    reward units.  It is the tangent 2·M·m − M² with m the micro-batch's own mean.  Averaged over
-    the step's micro-batches, weighted by their pairs, it has the value M² and the gradient of M².
-    Unlike `centring_penalty`, which is M² plus the variance of r_w + r_l, it asks for nothing of
-    a single pair.  The authors' code has λ·B·(M/2)², with B the pairs on one device.
+    reward units.  It is 2·M·m − M², the tangent of m² at m = M, with m the micro-batch's mean.
+    Averaged over the step's micro-batches, weighted by their pairs, it has the value and gradient
+    of M².  Unlike `centring_penalty` (M² plus the variance of r_w + r_l) it limits the mean over
+    pairs, not each pair.  The authors' code has λ·B·(M/2)², with B the pairs on one device.
     """
     return 2 * step_mean * (chosen + rejected).mean() - step_mean**2
 

@@ -16,7 +16,7 @@ def win_log_probability(first: Tensor, second: Tensor, tie: float = 0.5) -> Tens
 
     first, second: logits [..., R]; tie τ in [0, 1] → [...] in nats.
     τ = ½ is DPL (Siththaranjan et al. 2023): equal distributions give ½.  τ = 0 counts strict wins
-    only; equal distributions then give (1 − Σp²)/2 < ½, which rewards mere width.
+    only; equal distributions then give (1 − Σp²)/2 < ½, less the narrower they are.
     """
     ratings = first.shape[-1]
     # Row i is the first answer's rating, column j the second's: i > j is *below* the diagonal.
@@ -76,7 +76,7 @@ def answer_entropy(logits: Tensor) -> Tensor:
 def marginal_entropy(logits: Tensor) -> Tensor:
     """Entropy of the mean distribution of B answers (DPL): logits [B, R] → scalar in nats.
 
-    Subtracted from a loss it asks a micro-batch, not the single answer, to use the whole scale.
+    Subtracting it from a loss rewards a micro-batch, not each answer, for using all ratings.
     """
     marginal = logits.log_softmax(-1).logsumexp(0) - math.log(logits.shape[0])
     return -(marginal.exp() * marginal).sum()

@@ -1,4 +1,4 @@
-"""Micro-batches of prompt trees: rows of like length together, as the model can take them."""
+"""Micro-batches of prompt trees, grouped by length, in a layout that the model supports."""
 
 import sys
 from collections.abc import Iterator
@@ -23,11 +23,11 @@ _layouts: WeakKeyDictionary = WeakKeyDictionary()  # model → its layout
 def tree_batches(
     model, prompts: list, branches: list, max_prompts: int, forward: bool = False
 ) -> Iterator[tuple[list[int], Tree]]:
-    """Yields the indices of some prompts [p], longest first, and the tree of their branches.
+    """Yields, longest first, the indices [p] of a micro-batch's prompts and its prompt tree.
 
     A tree has at most max_prompts prompts, and at most `max_positions` of the model's layout
     (`forward_positions` with forward=True, which is for passes without gradients).
-    With several processes, only the prompts of this one come (`ranks.own`).
+    With several processes, only the prompts of this rank come (`ranks.own`).
     """
     layout, own = layout_of(model), ranks.own(len(prompts))
     lengths = [row_length(*row) for row in zip(prompts, branches, strict=True)]

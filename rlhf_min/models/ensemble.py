@@ -61,8 +61,8 @@ class EnsembleScorer:
 
         Arguments as of `RewardScorer.score`.
         """
-        own = [member.score(rollout, prompts, reference)[0] for member in self.members]
-        pairs = zip(own, self.scales, strict=True)
+        per_member = [member.score(rollout, prompts, reference)[0] for member in self.members]
+        pairs = zip(per_member, self.scales, strict=True)
         scores = torch.stack([standardise(scores, **scale) for scores, scale in pairs])  # [M, P, K]
         self.spread = ensembles.spread(scores)
         combined = self.combine(scores)
@@ -70,7 +70,7 @@ class EnsembleScorer:
 
 
 def ensemble_in(scorer) -> EnsembleScorer | None:
-    """The ensemble that a scorer is, or that stands beside its reward function; else None."""
+    """The EnsembleScorer that a scorer is or, for a FunctionScorer, contains; else None."""
     scorer = getattr(scorer, "beside", None) or scorer
     return scorer if isinstance(scorer, EnsembleScorer) else None
 

@@ -1,4 +1,4 @@
-"""How a model takes its rows (layout, mask, longest row) and makes its logits."""
+"""Properties of a model: input layout, attention mask, context length, logits."""
 
 import inspect
 import sys
@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicLayer
 
 @dataclass(frozen=True)
 class Layout:
-    """How one model takes its rows."""
+    """Input layout of one model."""
 
     tree: bool  # False: it cannot take a prompt tree and gets one row per answer
     max_row: int  # tokens
@@ -29,7 +29,7 @@ class Layout:
 
     @property
     def forward_positions(self) -> int:
-        """As max_positions, for a pass without gradients, which then needs no more memory.
+        """max_positions without gradients: more positions fit in the same memory.
 
         Eager attention keeps rows × heads × length² scores (docs/LOG.md).
         """
@@ -67,7 +67,7 @@ def slides(model, length: int) -> bool:
 
 
 def needs_plain_rows(model) -> str:
-    """Why a model cannot take a tree, nor rows padded on the left; "" if nothing speaks against it.
+    """Why a model cannot take a tree, nor rows padded on the left; "" if it can take them.
 
     The numbers alone do not show it where a small model's recurrence or alibi changes them little.
     """

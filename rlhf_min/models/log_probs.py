@@ -31,7 +31,7 @@ MIN_TOKENS = 128  # in one chunk: with fewer, most time goes into loading the ou
 
 
 def answer_log_probs(model, tree: Tree, temperature: float = 1.0) -> Tensor:
-    """log π(y|x) = Σ_t log π(y_t | x, y_<t) of each branch, end token included: [B] float32."""
+    """log π(y|x) = Σ_t log π(y_t | x, y_<t) of each answer, end token included: [B] float32."""
     per_token = token_log_probs(model, tree, temperature)
     return per_token.new_zeros(len(tree.ends)).index_add(0, tree.owners, per_token)
 
@@ -40,7 +40,7 @@ def answer_log_probs(model, tree: Tree, temperature: float = 1.0) -> Tensor:
 def rollout_log_probs(
     model, rollout: Rollout, temperature: float, max_prompts: int, forward: bool = False
 ) -> Tensor:
-    """log π(y|x) of all answers, without gradient: [P, K]; last two arguments of `tree_batches`."""
+    """log π(y|x) of all answers, no gradient: [P, K]; max_prompts, forward: see `tree_batches`."""
     settings = {"device": model.device, "dtype": precise(model.dtype)}
     log_probs = torch.zeros(rollout.finished.shape, **settings)
     for p, tree in tree_batches(model, rollout.prompts, rollout.answers, max_prompts, forward):

@@ -15,15 +15,15 @@ from rlhf_min.models.layout import Layout, tree_mask
 
 @dataclass(frozen=True)
 class Tree:
-    """B branches in R rows of L positions, with N answer tokens; a *place* is row·L + column."""
+    """B branches in R rows of L positions, with N answer tokens; *flat index*: row·L + column."""
 
     ids: Tensor  # [R, L] tokens
     positions: Tensor  # [R, L] position ids
     mask: Tensor  # [R, 1, L, L] additive, 0 or most negative; for plain rows [R, L] bool
-    predictors: Tensor  # [N] place of the token before the n-th answer token
+    predictors: Tensor  # [N] flat index of the token before the n-th answer token
     targets: Tensor  # [N] the n-th answer token
     owners: Tensor  # [N] its branch, 0 … B−1
-    ends: Tensor  # [B] place of each branch's last token
+    ends: Tensor  # [B] flat index of each branch's last token
     spans: list = field(default_factory=list)  # of long rows: lengths of prompt, branches, padding
 
 

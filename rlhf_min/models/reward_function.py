@@ -40,8 +40,8 @@ class FunctionScorer:
     """A function (prompts, answers) → rewards, called once for all answers of a rollout.
 
     It gets two lists of the same length: prompts (text or chat messages) and answers (text), and
-    returns as many numbers.  beside: a scorer of reward models, to whose scores weight·reward is
-    added.
+    returns as many numbers.  beside: scorer of reward models or None; the score is its score +
+    weight·reward.
     """
 
     def __init__(self, spec: str, policy_tokenizer, beside, weight: float):
@@ -81,7 +81,7 @@ class FunctionScorer:
 
 
 def make_scorer(config, dtype: torch.dtype, tokenizer):
-    """What scores answers: one reward model or several, --reward-function, or both.
+    """The scorer of answers: reward models, --reward-function, or both.
 
     config: settings of train_policy.py; tokenizer: the policy's.
     """

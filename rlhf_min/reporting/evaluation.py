@@ -117,15 +117,15 @@ def sample_and_score(model, reference, scorer: RewardScorer, prompts, sampling: 
 
 
 def reference_scales(reference, scorer, prompts, sampling: dict, config) -> dict:
-    """Mean and standard deviation of the scores of one reference answer to each of some prompts.
+    """Mean and std of the scores of the reference model's answers, one to each of some prompts.
 
-    For the state of a run: reward_scale of the scorer; an ensemble needs, and keeps, those of its
-    members first: member_scales.
+    Returns reward_scale.  The members of an ensemble have their own scales, member_scales, which
+    are computed and stored first.
     """
-    some, seed = draw_items(prompts, config.ruler_prompts, config.data), config.seed
+    drawn, seed = draw_items(prompts, config.ruler_prompts, config.data), config.seed
 
     def scale_of(scorer) -> dict[str, float]:
-        scores = sample_and_score(reference, reference, scorer, some, sampling, seed)[1]
+        scores = sample_and_score(reference, reference, scorer, drawn, sampling, seed)[1]
         return reward_scale(scores)
 
     if not (ensemble := ensemble_in(scorer)):
@@ -176,9 +176,9 @@ def gold_of(config):
 
 
 def reward_metrics(gold, prompts: list, rollout: Rollout, scorer: RewardScorer) -> dict:
-    """Mean true rating of a rollout, if the truth is known, and the spread of an ensemble's scores.
+    """Mean gold rating of a rollout (if known), and the std of an ensemble's scores.
 
-    The rollout is the one that was scored last.
+    rollout: must be the one that was scored last.
     """
     ensemble = ensemble_in(scorer)
     metrics = {"reward/spread": ensemble.spread.mean().item()} if ensemble else {}

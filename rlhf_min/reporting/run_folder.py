@@ -54,7 +54,7 @@ def check_folder(config, may_differ: Collection[str] = ()) -> None:
     before = run.get("config")
     if not isinstance(before, dict) or not isinstance(run.get("data", {}), dict):
         raise InputError(f"{folder}/run.json is damaged, so --resume cannot trust it: start again")
-    # A setting that is younger than the run has the default, which never changes what a run does.
+    # A setting added after the run began has its default, which keeps the old behaviour.
     defaults = {field.name: field.default for field in fields(config)}
     for name in now:  # not out: the folder may have moved, or be spelled in another way
         had = before.get(name, defaults[name])
@@ -94,7 +94,7 @@ def is_unfinished(folder: str) -> bool:
 
 
 def write_missing_report(config) -> dict | None:
-    """The summary of a run that was killed before its report, which is written now; else None."""
+    """If a run was killed before its report: writes it and returns the summary; else None."""
     out = Path(config.out)
     if not config.resume or not (out / "summary.json").exists():
         return None
@@ -122,7 +122,7 @@ class RunLog:
             raise InputError(f"the data changed since the run in {self.out} began: give the same")
         self.id = before.get("id") or secrets.token_hex(8)
         self.stop_requested, self.logged = False, 0
-        self.warned: set[str] = set()  # signs of collapse that have been said
+        self.warned: set[str] = set()  # signs of collapse already printed
         self.under_way: dict = {}  # for error messages (`naming`): a step's place and prompts
         state = state or {}
         if "random" in state:
@@ -169,13 +169,13 @@ class RunLog:
 
     @contextmanager
     def stop_between_steps(self):
-        """Context manager: Ctrl-C and SIGTERM stop after the next checkpoint, twice at once.
+        """Context manager: Ctrl-C or SIGTERM saves and stops; a second one stops at once.
 
         Errors about numbers that are not finite name the step and the prompt in `under_way`.
         """
 
         def request(number, frame):
-            # torchrun sends SIGTERM, after Ctrl-C too, so there the second signal means no more.
+            # torchrun sends SIGTERM even after Ctrl-C, so there a second signal is ignored.
             if ranks.failed_elsewhere() or (self.stop_requested and ranks.size() == 1):
                 raise KeyboardInterrupt
             if ranks.is_first() and not self.stop_requested:
