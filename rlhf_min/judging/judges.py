@@ -112,7 +112,7 @@ def judge_by_hand(comparisons: list[Comparison], log: VerdictLog, read=input, sh
         if key.lower() in KEYS:
             log.add(waiting[0], 0, Verdict(KEYS[key.lower()], comment.strip()))
         elif key.lower() == "q":
-            show(f"saved in {log.path.parent}: go on with --resume")
+            show("")  # the line of the prompt may still be open
             raise KeyboardInterrupt
         elif log.verdicts:
             log.add(*list(log.verdicts)[-1], None)
