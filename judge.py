@@ -81,7 +81,7 @@ from rlhf_min.models.answers import sample_texts
 from rlhf_min.models.layout import context_length
 from rlhf_min.models.loading import load_causal_lm, load_tokenizer
 from rlhf_min.reporting import folder_files
-from rlhf_min.reporting.run_folder import RunLog, check_folder
+from rlhf_min.reporting.run_folder import RunLog, check_folder, check_not_replaced
 
 GIVE_UP = 10  # questions in a row without a reply that stop the run
 SCORING = ("gold", "reward-model")  # judges that score each answer by itself
@@ -94,6 +94,8 @@ def check(config: Config) -> None:
     if not config.agreement and not (config.a and config.b):
         raise InputError("two models are needed: give --a and --b (or --agreement FILE)")
     check_ranges(config)
+    judge = config.judge.partition(":")[2]  # a folder if it is a reward model
+    check_not_replaced(config.out, [("--a", config.a), ("--b", config.b), ("--judge", judge)])
     check_folder(config, may_differ=("concurrency", "timeout", "retries"))
 
 

@@ -215,7 +215,7 @@ def main(config: Config) -> dict:
     dtype, tokenizer = choose_dtype(config.dtype), loading.load_tokenizer(config.model)
     policy, reference = loading.load_policy(config, dtype, tokenizer)
     scorer = make_scorer(config, dtype, tokenizer)
-    room = min(context_length(policy), scorer.context) - config.max_new_tokens
+    room = min(*map(context_length, (policy, reference)), scorer.context) - config.max_new_tokens
     prompts, metadata["prompts/cut"] = encode_prompts(tokenizer, prompts, room)
     held_out, _ = encode_prompts(tokenizer, held_out, room)
     sampling = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature}

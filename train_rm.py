@@ -92,6 +92,7 @@ from rlhf_min.reporting import checkpoints, evaluation, folder_files, run_folder
 from rlhf_min.zoo import start_model
 
 TIES = {"half": 0.5, "strict": 0.0}
+RATINGS_ONLY = ["soft_labels", "earth_mover", "answer_entropy", "marginal_entropy", "roughness"]
 
 
 def check(config: Config) -> None:
@@ -101,8 +102,7 @@ def check(config: Config) -> None:
         raise InputError("--max-steps must be above 0 (or -1: by --epochs), got 0")
     if len(config.rating_range) != 2:
         raise InputError("--rating-range needs two numbers, lowest and highest, such as 1 10")
-    needs = {"margin": "scalar", "batch_sum": "scalar"}
-    needs |= {"soft_labels": "ratings", "earth_mover": "ratings"}
+    needs = {"margin": "scalar", "batch_sum": "scalar"} | dict.fromkeys(RATINGS_ONLY, "ratings")
     for name, head in needs.items():
         if getattr(config, name) and config.head != head:
             raise InputError(f"{flag_of(name)} needs --head {head}, but --head is {config.head}")
@@ -222,11 +222,11 @@ def main(config: Config) -> dict:
     report_dropped(dropped_held_out, len(held_out), "held-out pairs")
     metadata = {"pairs/train": len(pairs), "pairs/held_out": len(held_out)}
     metadata |= {"dropped": dropped, "dropped/held_out": dropped_held_out}
-    metadata["fingerprint"] = preferences.fingerprint([[p.prompt, *p.answers] for p in pairs])
+    metadata["fingerprint"] = preferences.fingerprint([pairs, held_out])
 
-    steps = config.max_steps
-    if steps < 0:
-        steps = math.ceil(config.epochs * math.ceil(len(pairs) / config.batch_size))
+    per_epoch = math.ceil(len(pairs) / config.batch_size)
+    by_epochs = math.ceil(round(config.epochs * per_epoch, 6))  # 0.07 * 100 is 7.000000000000001
+    steps = config.max_steps if config.max_steps > 0 else by_epochs
     checkpoint = (config.resume and checkpoints.load_checkpoint(config.out)) or {"step": 0}
     log = run_folder.RunLog("train_rm.py", config, metadata, checkpoint)
     with log.stop_between_steps():

@@ -434,6 +434,17 @@ def test_answers_are_sampled_once(models, tmp_path, monkeypatch):
     judge.main(settings(models, **config, resume=True))
 
 
+def test_a_judge_does_not_replace_a_model_that_it_compares(models):
+    before = {path: path.read_bytes() for path in (models / "b").iterdir()}
+    flags = {"a": str(models / "a"), "b": str(models / "b"), "overwrite": True}
+    with pytest.raises(InputError, match=r"--b and --out are both .* would replace its model"):
+        judge.main(judge.Config(**flags, out=str(models / "b")))
+    with pytest.raises(InputError, match="--judge and --out are both"):
+        rated_by = f"reward-model:{models / 'b'}"
+        judge.main(judge.Config(**flags | {"b": "x"}, judge=rated_by, out=str(models / "b")))
+    assert {path: path.read_bytes() for path in before} == before
+
+
 # ----------------------------------------------------------------------------- a person
 
 

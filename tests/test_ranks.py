@@ -17,7 +17,7 @@ from tiny_models import tiny_folder, tiny_pairs, write_rows
 
 from rlhf_min import InputError
 from rlhf_min.hardware import ranks
-from rlhf_min.reporting.run_folder import RunLog
+from rlhf_min.reporting.run_folder import RunLog, check_training
 from train_rm import Config
 
 ROOT = Path(__file__).parents[1]
@@ -167,11 +167,10 @@ def test_a_process_that_hangs_ends_the_run_after_the_stated_time(tmp_path):
 
 def test_more_processes_than_prompts_of_a_step_are_refused(monkeypatch):
     monkeypatch.setattr(ranks._Group, "size", 3)
-    ranks.check_share(3, "3 prompts")
-    with pytest.raises(
-        InputError, match="2 prompts cannot be shared by 3 processes: take at least 3"
-    ):
-        ranks.check_share(2, "2 prompts")
+    check_training(Config(batch_size=3, out="runs/x-none"))
+    wrong = "a step of 2 prompts .* cannot be shared by 3 processes: take at least 3"
+    with pytest.raises(InputError, match=wrong):
+        check_training(Config(batch_size=2, out="runs/x-none"))
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
@@ -210,6 +209,22 @@ def test_the_first_process_may_be_several_results_ahead_and_none_is_kept_after_a
     monkeypatch.setattr(ranks._Group, "calls", itertools.count())
     assert [ranks.from_first(pytest.fail) for _ in range(5)] == [1, 2, 4, 8, 16]
     assert not any(second_of_two.check([f"result-{n}"]) for n in range(5))
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_second_signal_stops_at_once_only_without_other_processes(grouped, monkeypatch, tmp_path):
+    """torchrun sends a second one by itself, also while rank 0 works alone (size 1)."""
+    if grouped:
+        monkeypatch.setattr(ranks._Group, "store", torch.distributed.HashStore())
+    log = RunLog("train_rm.py", Config(out=str(tmp_path / "run")), {})
+    with log.stop_between_steps():
+        os.kill(os.getpid(), signal.SIGTERM)
+        ended = False
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            ended = True
+    assert log.stop_requested and ended != grouped
 
 
 def test_waiting_for_the_first_process_ends_when_another_one_fails(second_of_two):

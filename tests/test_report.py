@@ -231,6 +231,7 @@ def test_the_interval_of_accuracy_must_lie_above_the_length_rule(name):
     assert diagnose([], summary | {rule: 0.6})[0] == "healthy"
     assert diagnose([], summary | {rule: 0.72})[0] == "warning"
     assert diagnose([], summary | {rule: 0.28})[0] == "warning"  # the shorter wins 0.72
+    assert diagnose([], summary | {rule: 0.0})[0] == "warning"  # the shorter wins always
     assert diagnose([], summary | {rule: None})[0] == "healthy"
 
 

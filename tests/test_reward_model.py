@@ -327,3 +327,11 @@ def test_scores_have_at_least_32_bits(tmp_path, dtype, wanted):
     model = new_reward_model(str(tiny_folder(tmp_path / "m")), "ratings", dtype)
     tree = build_tree([[5, 6, 7]], [[[9, 10, 1]]], choose_layout(model))
     assert branch_outputs(model, tree).dtype == wanted
+
+
+def test_a_win_probability_of_confident_ratings_is_never_above_1_by_rounding():
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(2, 2000, 10, generator=generator)
+    slope = 3 * torch.arange(10.0)
+    probability = win_probability(logits[0] + slope, logits[1] - slope)
+    assert probability.max() == 1 and probability.min() > 0.9

@@ -541,6 +541,22 @@ def test_trap_14_prompts_leave_room_in_the_shorter_of_the_two_contexts(tiny_run,
     run({**tiny_run, "scalar": rm}, tmp_path / "out", steps=1)
     metadata = json.loads((tmp_path / "out" / "run.json").read_text())["data"]
     assert metadata["prompts/cut"] > 0
+    # The reference's context counts too: KL beyond it would mean nothing.
+    short = str(tiny_folder(tmp_path / "short", "smol", max_position_embeddings=52))
+    run(tiny_run, tmp_path / "out2", steps=1, reference=short)
+    assert json.loads((tmp_path / "out2" / "run.json").read_text())["data"]["prompts/cut"] > 0
+
+
+def test_a_resumed_run_must_have_the_same_held_out_prompts(tiny_run, tmp_path):
+    file, out = Path(tiny_run["eval_data"][0]), tmp_path / "out"
+    own = tmp_path / "test.jsonl"
+    own.write_text(file.read_text())
+    settings = {**tiny_run, "eval_data": [str(own)]}
+    run(settings, out, steps=2)
+    (out / "summary.json").unlink()
+    own.write_text(file.read_text().replace("?", "!"))
+    with pytest.raises(InputError, match="the data changed since the run"):
+        train_policy.main(config_of(settings, out, steps=2, resume=True))
 
 
 # The zoo.

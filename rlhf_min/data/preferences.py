@@ -124,7 +124,7 @@ def split_prompts(config) -> tuple[list[Prompt], list[Prompt], dict]:
     check_batch_size(config.batch_size, config.samples, len(prompts))
     counts = {"prompts/train": len(prompts), "prompts/held_out": len(held_out)}
     counts |= {"dropped": dropped | others, "dropped/held_out": held}
-    return prompts, held_out, {"fingerprint": fingerprint(prompts), **counts}
+    return prompts, held_out, {"fingerprint": fingerprint([prompts, held_out]), **counts}
 
 
 def check_batch_size(batch_size: int, samples: int, prompts: int) -> None:

@@ -44,6 +44,11 @@ def size() -> int:
     return _Group.size
 
 
+def in_group() -> bool:
+    """Whether other processes train with this one, even while rank 0 works alone."""
+    return _Group.store is not None
+
+
 def moved() -> int:
     """Bytes of the tensors that this process has summed with others or broadcast, in all."""
     return _Group.moved
@@ -166,15 +171,6 @@ def barrier() -> None:
         dist.barrier()
 
 
-def check_share(items: int, what: str) -> None:
-    """Raise InputError when a step has fewer items than there are ranks."""
-    if items < _Group.size:
-        raise InputError(
-            f"{what} cannot be shared by {_Group.size} processes: take at least {_Group.size}, or "
-            "fewer processes (--nproc-per-node)"
-        )
-
-
 def together(main: Callable) -> Callable:
     """Decorator of main(config): under torchrun all ranks run it together; an error ends all."""
 
@@ -205,7 +201,7 @@ def first_only(main: Callable) -> Callable:
 
 def failed_elsewhere() -> bool:
     """Whether another rank has failed, so that torchrun is ending this process."""
-    return _Group.size > 1 and _Group.store.check(["errors"])
+    return in_group() and _Group.store.check(["errors"])
 
 
 def _start() -> None:

@@ -50,7 +50,7 @@ class ScoringJudge:
         said = f"{self.name} {said}"
         if not all(map(math.isfinite, scores)):
             return _failed(f"{said}: one is not a number")
-        best = [score > max(scores) - self.tie for score in scores]
+        best = [score == max(scores) or score > max(scores) - self.tie for score in scores]
         share = sum(best[: len(firsts)]) / sum(best)
         winner = {1.0: "first", 0.0: "second"}.get(share, "tie")
         if lists:

@@ -102,7 +102,7 @@ def win_probability(first: Tensor, second: Tensor) -> Tensor:
     """P(first ≻ second), Bradley-Terry or with ties ½: head outputs, both [..., labels] → [...]."""
     if first.shape[-1] == 1:
         return (first - second)[..., 0].sigmoid()
-    return win_log_probability(first, second, tie=0.5).exp()
+    return win_log_probability(first, second, tie=0.5).exp().clamp_max(1)  # rounding: 1.0000001
 
 
 def wins(first: Tensor, second: Tensor) -> Tensor:

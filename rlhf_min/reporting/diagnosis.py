@@ -113,7 +113,7 @@ def _held_out(summary: dict) -> Iterator[tuple[str, str]]:
         if values := finite_values(summary, key, f"{key}_low", f"{key}_high"):
             share, low, high = values
             chance = summary.get("chance") or 0.5  # of lists of answers it is lower
-            longer_wins = summary.get(rule) or chance
+            longer_wins = chance if summary.get(rule) is None else summary[rule]
             trivial = max(longer_wins, 2 * chance - longer_wins)  # "longer" or "shorter wins"
             text = f"{name} ranks {share:.1%} of the pairs right (95 % interval {low:.1%} to "
             text += f"{high:.1%}); guessing or the answers' lengths alone: {trivial:.1%} right"

@@ -71,12 +71,14 @@ def check_training(config, may_be_unfinished: str = "") -> None:
     may_be_unfinished: a model's folder that the script goes on training by itself.
     """
     items, folder = config.batch_size // getattr(config, "samples", 1), Path(config.out)
-    ranks.check_share(items, f"a step of {items} prompts (--batch-size)")
+    if items < (size := ranks.size()):
+        what = f"a step of {items} prompts (--batch-size) cannot be shared by {size} processes"
+        raise InputError(f"{what}: take at least {size}, or fewer processes (--nproc-per-node)")
     models = [("--model", config.model), ("--reference", getattr(config, "reference", ""))]
     rewards = member_paths(getattr(config, "reward_model", ""))
-    for flag, path in [*models, *(("--reward-model", path) for path in rewards)]:
-        if path and folder.exists() and Path(path).exists() and folder.samefile(path):
-            raise InputError(f"{flag} and --out are both {path}: the run would replace its model")
+    models += [("--reward-model", path) for path in rewards]
+    check_not_replaced(config.out, models)
+    for flag, path in models:
         if path != may_be_unfinished and is_unfinished(path):
             raise InputError(
                 f"{flag} {path} is a run that was interrupted: "
@@ -86,6 +88,13 @@ def check_training(config, may_be_unfinished: str = "") -> None:
     finished = (folder / "summary.json").exists() and (folder / "report.html").exists()
     if config.resume and finished:
         raise InputError(f"--resume: the run in {config.out} is finished, give a new --out")
+
+
+def check_not_replaced(out: str, models: list[tuple[str, str | None]]) -> None:
+    """Raise InputError when a model, given as (flag, its folder), lies in the folder of the run."""
+    for flag, path in models:
+        if path and Path(out).exists() and Path(path).exists() and Path(out).samefile(path):
+            raise InputError(f"{flag} and --out are both {path}: the run would replace its model")
 
 
 def is_unfinished(folder: str) -> bool:
@@ -176,10 +185,10 @@ class RunLog:
 
         def request(number, frame):
             # torchrun sends SIGTERM even after Ctrl-C, so there a second signal is ignored.
-            if ranks.failed_elsewhere() or (self.stop_requested and ranks.size() == 1):
+            if ranks.failed_elsewhere() or (self.stop_requested and not ranks.in_group()):
                 raise KeyboardInterrupt
             if ranks.is_first() and not self.stop_requested:
-                again = "; a second Ctrl-C stops at once" if ranks.size() == 1 else ""
+                again = "; a second Ctrl-C stops at once" if not ranks.in_group() else ""
                 os.write(2, f"\nstopping after this step{again}\n".encode())
             self.stop_requested = True
 
