@@ -22,7 +22,7 @@ from rlhf_min.judging.comparisons import (
     settle,
     write_verdicts,
 )
-from rlhf_min.judging.judges import gold, judge_by_hand, reward_model_judge
+from rlhf_min.judging.judges import ScoringJudge, gold, judge_by_hand, reward_model_judge
 from rlhf_min.judging.llm_judge import PARAMETERS, OpenAIJudge, question, read_verdict
 from rlhf_min.judging.summary import summarise, training_pairs
 from rlhf_min.models import scoring
@@ -666,6 +666,15 @@ def test_a_missing_package_is_one_sentence(monkeypatch):
 
 
 # ----------------------------------------------------------------------------- a person
+
+
+@pytest.mark.parametrize("size", [1.0, 1e11, -1e11])
+def test_the_higher_score_wins_however_large_the_scores_are(size):
+    """At 1e11 the allowed difference of a tie, 1e-6, is below the rounding of a score."""
+    judge = ScoringJudge("reward", lambda prompt, answers: [size, 2 * size], tie=1e-6)
+    assert judge("prompt", "one", "two").winner == ("second" if size > 0 else "first")
+    equal = ScoringJudge("reward", lambda prompt, answers: [size, size], tie=1e-6)
+    assert equal("prompt", "one", "two").winner == "tie"
 
 
 def by_hand(tmp_path, comparisons, lines):

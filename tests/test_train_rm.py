@@ -284,6 +284,23 @@ def test_by_default_the_number_of_steps_follows_from_epochs(tiny_run, tmp_path):
     few = {"max_steps": -1, "batch_size": 3}
     assert run(tiny_run, tmp_path / "a", epochs=2.0, **few)[0]["steps"] == 6  # 8 pairs: 3 + 3 + 2
     assert run(tiny_run, tmp_path / "b", epochs=0.5, **few)[0]["steps"] == 2
+    hundred = {**tiny_run, "data": [write_rows(tmp_path / "more.jsonl", tiny_pairs(100))]}
+    few["batch_size"] = 1  # 0.07 * 100 is 7.000000000000001
+    assert run(hundred, tmp_path / "c", epochs=0.07, **few)[0]["steps"] == 7
+
+
+@pytest.mark.parametrize("name", ["data", "eval_data"])
+def test_a_resumed_run_must_have_the_same_ratings_and_held_out_pairs(tiny_run, tmp_path, name):
+    file, out = tmp_path / "pairs.jsonl", tmp_path / "out"
+    rows = [json.loads(line) for line in Path(tiny_run[name][0]).read_text().splitlines()]
+    rated = [row | {"chosen_rating": 9.0, "rejected_rating": 8.0} for row in rows]
+    write_rows(file, rated)
+    settings = {**tiny_run, name: [str(file)]}
+    run(settings, out)
+    (out / "summary.json").unlink()
+    write_rows(file, [row | {"rejected_rating": 1.0} for row in rated])
+    with pytest.raises(InputError, match="the data changed since the run"):
+        run(settings, out, resume=True)
 
 
 # The files of a run.

@@ -91,7 +91,7 @@ def check_training(config, may_be_unfinished: str = "") -> None:
 
 
 def check_not_replaced(out: str, models: list[tuple[str, str | None]]) -> None:
-    """Raise InputError when a model, given as (flag, its folder), lies in the folder of the run."""
+    """Raise InputError when a model, given as (flag, its folder), is in the folder of the run."""
     for flag, path in models:
         if path and Path(out).exists() and Path(path).exists() and Path(out).samefile(path):
             raise InputError(f"{flag} and --out are both {path}: the run would replace its model")
@@ -143,16 +143,17 @@ class RunLog:
         if not ranks.is_first():
             return
         self.out.mkdir(parents=True, exist_ok=True)
+        run = {"script": script, "id": self.id, "config": asdict(config), "data": data}
+        # First the tracker, which can fail: an old run must not be lost for that.
+        self.track = tracker(getattr(config, "track", "none"), self.out, run)
         if config.overwrite:
             folder_files.remove_results(self.out)
         folder_files.remove_leftovers(self.out)
-        run = {"script": script, "id": self.id, "config": asdict(config), "data": data}
         self.write("run.json", run | environment())
         self.begin -= state.get("seconds", 0.0)
         self.metrics = state.get("metrics", "")  # the text of metrics.jsonl
         replace_text(self.out / "metrics.jsonl", self.metrics)
         self.file = (self.out / "metrics.jsonl").open("ab", buffering=0)
-        self.track = tracker(getattr(config, "track", "none"), self.out, run)
 
     def log(self, step: int, metrics: dict, bar=None) -> None:
         """Write the metrics of a step, from 1 (not finite: null); show some in a progress bar."""

@@ -1,20 +1,25 @@
 """Live tracking of a run by TensorBoard or Weights & Biases, besides its files."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from rlhf_min import InputError
 
 
 def tracker(name: str, out: Path, run: dict) -> Callable[[int, dict], None]:
-    """A function (step, metrics) for live tracking; wandb obeys its own WANDB_… variables."""
+    """A function (step, metrics) for live tracking; wandb obeys its own WANDB_… variables.
+
+    It writes to the folder only when it is called.  Raises InputError if tracking cannot start.
+    """
     try:
         if name == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
-            writer = SummaryWriter(str(out / "tensorboard"))
+            open_writer = cache(lambda: SummaryWriter(str(out / "tensorboard")))
 
             def write(step: int, row: dict) -> None:
+                writer = open_writer()
                 for key, value in row.items():
                     writer.add_scalar(key, value, step)
                 writer.flush()
@@ -23,8 +28,13 @@ def tracker(name: str, out: Path, run: dict) -> Callable[[int, dict], None]:
         if name == "wandb":
             import wandb
 
-            tracked = wandb.init(project="rlhf_min", name=out.name, dir=str(out), config=run)
+            try:
+                tracked = wandb.init(project="rlhf_min", name=out.name, dir=str(out), config=run)
+            except wandb.Error as error:  # no API key, no network
+                advice = "log in (`wandb login`), or set WANDB_MODE=offline"
+                raise InputError(f"--track wandb cannot start ({error}): {advice}") from error
             return lambda step, row: tracked.log(row, step=step)
     except ImportError as error:
-        raise InputError(f"--track {name} needs {error.name}: pip install '.[tracking]'") from error
+        advice = "pip install -e '.[tracking]'"
+        raise InputError(f"--track {name} needs {error.name}: {advice}") from error
     return lambda step, row: None
