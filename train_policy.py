@@ -26,7 +26,7 @@ class Config:
     ensemble: Literal["mean", "min", "uncertainty"] = option("mean", "how several are combined")
     ensemble_weight: float = option(1.0, "weight of the variance (uncertainty)", at_least=0)
     reward_function: str = option("", "FILE.py:NAME of (prompts, answers) -> rewards")
-    function_weight: float = option(0.0, "function's weight (0: function alone)", at_least=0)
+    function_weight: float = option(0.0, "0: function alone; else its weight", at_least=0)
     reference: str = option("", "reference model of the KL (empty: --model)")
     data: list[str] = option(["zoo"], "prompts: zoo, files, or hub ids (id:split); concatenated")
     eval_data: list[str] = option([], "held-out prompts (empty: the zoo's, or a split)")
@@ -170,7 +170,7 @@ def train(config: Config, policy, reference, scorer, prompts, sampling, evaluate
 
         # The first update's forward pass also gives old_PK, total rewards and advantages.  Micro-
         # batches (prompts p) hold all K answers to a prompt, which leave-one-out needs together.
-        log_probs_PK, old_PK, total_rewards_PK, advantages_PK = ref_PK.new_empty(4, P, K)  # [P, K]
+        log_probs_PK, old_PK, total_rewards_PK, advantages_PK = ref_PK.new_empty(4, P, K)
         lr = config.lr * warm_up(step, config.warm_up, config.steps)
         for update in range(config.updates):
             for p, tree in tree_batches(policy, rollout.prompts, rollout.answers, p_max):

@@ -23,8 +23,8 @@ class Config:
     """Settings of train_rm.py."""
 
     data: list[str] = option(["zoo"], "pairs: zoo, files, or hub ids (id:split)", heading="Inputs")
-    eval_data: list[str] = option([], "held-out pairs (nothing: the zoo's, or a split by prompt)")
-    eval_fraction: float = option(0.1, "share held out (no zoo, no --eval-data)", above=0, below=1)
+    eval_data: list[str] = option([], "held-out pairs (empty: the zoo's, or a split by prompt)")
+    eval_fraction: float = option(0.1, "held-out share, if no --eval-data or zoo", above=0, below=1)
     eval_limit: int = option(1000, "held-out pairs at most", at_least=1)
     limit: int = option(0, "pairs drawn from each SPEC of --data, at most (0: all)", at_least=0)
     skip_bad_rows: bool = option(False, "drop and count rows that cannot be used")
@@ -36,7 +36,7 @@ class Config:
     margin: float = option(0.0, "scalar head: reward units per rating point", at_least=0)
     centring: float = option(0.01, "scalar head: weight of mean((r_w + r_l)^2)", at_least=0)
     batch_sum: float = option(0.0, "scalar head: weight of mean(r_w + r_l)^2", at_least=0)
-    tie: Literal["half", "strict"] = option("half", "ratings head: equal ratings win 1/2 or 0")
+    tie: Literal["half", "strict"] = option("half", "ratings head: a tie counts 1/2 or 0")
     soft_labels: float = option(0.0, "ratings head: weight of cross-entropy to ratings", at_least=0)
     label_width: float = option(1.0, "std of a soft label, in ratings", at_least=0.01)
     earth_mover: float = option(0.0, "ratings head: weight of squared earth mover", at_least=0)

@@ -437,7 +437,7 @@ def test_answers_are_sampled_once(models, tmp_path, monkeypatch):
 def test_a_judge_does_not_replace_a_model_that_it_compares(models):
     before = {path: path.read_bytes() for path in (models / "b").iterdir()}
     flags = {"a": str(models / "a"), "b": str(models / "b"), "overwrite": True}
-    with pytest.raises(InputError, match=r"--b and --out are both .* would replace its model"):
+    with pytest.raises(InputError, match=r"--b and --out are both .* would replace this model"):
         judge.main(judge.Config(**flags, out=str(models / "b")))
     with pytest.raises(InputError, match="--judge and --out are both"):
         rated_by = f"reward-model:{models / 'b'}"

@@ -535,13 +535,13 @@ def test_chat_prompts_are_read_and_long_ones_cut(tiny_run, tmp_path):
     assert metadata["prompts/cut"] == 8 and metadata["prompts/train"] == 9
 
 
-def test_trap_14_prompts_leave_room_in_the_shorter_of_the_two_contexts(tiny_run, tmp_path):
+def test_trap_14_prompts_leave_room_in_the_shortest_context(tiny_run, tmp_path):
     base = tiny_folder(tmp_path / "base", "smol", max_position_embeddings=52)
     rm = str(trained_folder(base, tmp_path / "rm", "scalar"))
     run({**tiny_run, "scalar": rm}, tmp_path / "out", steps=1)
     metadata = json.loads((tmp_path / "out" / "run.json").read_text())["data"]
     assert metadata["prompts/cut"] > 0
-    # The reference's context counts too: KL beyond it would mean nothing.
+    # The reference's context counts too: its log-probs enter the KL.
     short = str(tiny_folder(tmp_path / "short", "smol", max_position_embeddings=52))
     run(tiny_run, tmp_path / "out2", steps=1, reference=short)
     assert json.loads((tmp_path / "out2" / "run.json").read_text())["data"]["prompts/cut"] > 0

@@ -45,8 +45,8 @@ class MovingAverage(Baseline):
 class ExponentialAverage(Baseline):
     """b ← d·b + (1 − d)·mean(R), d = decay.
 
-    `value` must start at the mean reward before training.  From 0, if rewards are far above,
-    all advantages would be positive for about 1/(1 − d) steps.
+    `value` must start at the mean reward before training.  From 0, if rewards are far above
+    0, all advantages would be positive for about 1/(1 − d) steps.
     """
 
     value: float = 0.0

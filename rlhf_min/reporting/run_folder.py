@@ -91,10 +91,10 @@ def check_training(config, may_be_unfinished: str = "") -> None:
 
 
 def check_not_replaced(out: str, models: list[tuple[str, str | None]]) -> None:
-    """Raise InputError when a model, given as (flag, its folder), is in the folder of the run."""
+    """Raise InputError when a model, given as (flag, its folder), is the run's own folder."""
     for flag, path in models:
         if path and Path(out).exists() and Path(path).exists() and Path(out).samefile(path):
-            raise InputError(f"{flag} and --out are both {path}: the run would replace its model")
+            raise InputError(f"{flag} and --out are both {path}: the run would replace this model")
 
 
 def is_unfinished(folder: str) -> bool:
@@ -144,7 +144,7 @@ class RunLog:
             return
         self.out.mkdir(parents=True, exist_ok=True)
         run = {"script": script, "id": self.id, "config": asdict(config), "data": data}
-        # First the tracker, which can fail: an old run must not be lost for that.
+        # The tracker first: if it fails, the old run must still exist.
         self.track = tracker(getattr(config, "track", "none"), self.out, run)
         if config.overwrite:
             folder_files.remove_results(self.out)
@@ -179,13 +179,13 @@ class RunLog:
 
     @contextmanager
     def stop_between_steps(self):
-        """Context manager: Ctrl-C or SIGTERM saves and stops; a second one stops at once.
+        """Context manager: Ctrl-C or SIGTERM saves and stops; a second stops one process at once.
 
         Errors about numbers that are not finite name the step and the prompt in `under_way`.
         """
 
         def request(number, frame):
-            # torchrun sends SIGTERM even after Ctrl-C, so there a second signal is ignored.
+            # torchrun sends SIGTERM itself after Ctrl-C: it counts only if a rank failed.
             if ranks.failed_elsewhere() or (self.stop_requested and not ranks.in_group()):
                 raise KeyboardInterrupt
             if ranks.is_first() and not self.stop_requested:
