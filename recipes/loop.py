@@ -11,6 +11,7 @@ prompts, because the reward model must tell apart what this policy writes.  The 
 to all earlier comparisons, and training of the policy and (without --cold) of the reward model
 continues from the previous round.  KL is always measured to the start model.  Held-out prompts are
 for evaluation only.
+The judge is the zoo's gold rater, so the loop runs with questions of the zoo only.
 The same command again continues an interrupted loop.
 """
 
@@ -55,6 +56,7 @@ from transformers import AutoConfig
 
 from rlhf_min import InputError
 from rlhf_min.data.files import read_json, replace_text
+from rlhf_min.data.preferences import read_pairs
 from rlhf_min.defaults import run_script
 from rlhf_min.hardware import ranks
 
@@ -116,7 +118,8 @@ def stage(script: str, out: Path, *flags) -> None:
 def check_settings(config: Config) -> None:
     """Raise InputError for settings that cannot work together or differ from those in the folder.
 
-    The settings are written to loop.json in --out.  Another run's folder is refused as well.
+    The settings are written to loop.json in --out; they bind once a run of the loop has begun, so
+    that a wrong path can be corrected.  Another run's folder and unreadable --pairs are refused.
     """
     if 0 < config.old < config.comparisons:
         raise InputError(
@@ -124,7 +127,8 @@ def check_settings(config: Config) -> None:
             "counts each source alone and would drop verdicts: take at least as many, or 0"
         )
     file = Path(config.out) / "loop.json"
-    now, before = asdict(config), read_json(file)
+    began = any(file.parent.glob("*/run.json"))
+    now, before = asdict(config), read_json(file) if began else {}
     before = before and asdict(Config()) | before  # an older loop.json may lack a setting
     changed = [name for name in now if before and now[name] != before[name]]
     if changed:
@@ -136,6 +140,8 @@ def check_settings(config: Config) -> None:
         )
     if not before and (file.parent / "run.json").exists():
         raise InputError(f"--out {config.out} already holds another run: give another folder")
+    # Now, not after the first judge.
+    read_pairs([config.pairs], rating_range=None, skip_bad_rows=True)
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_text(file, json.dumps(now, indent=1) + "\n")
 

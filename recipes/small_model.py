@@ -5,12 +5,17 @@
 For trying real data, with its lengths and its Unicode, without a pretrained model.
 """
 
-import argparse
+import rlhf_min.startup  # noqa: F401  first: signals and threads, before torch
+
+from dataclasses import MISSING, dataclass
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from rlhf_min import InputError
+from rlhf_min.command_line import check_ranges, option, run
 from rlhf_min.data import preferences as data
 
 TEMPLATE = (
@@ -18,26 +23,37 @@ TEMPLATE = (
     "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+HEADS = 4
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--data", nargs="+", required=True)
-    parser.add_argument("--out", required=True)
-    parser.add_argument("--vocabulary", type=int, default=4096)
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--hidden", type=int, default=128)
-    parser.add_argument("--context", type=int, default=1024)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+@dataclass(frozen=True)
+class Config:
+    """Settings of recipes/small_model.py."""
 
-    pairs, _ = data.read_pairs(args.data)
+    data: list[str] = option(MISSING, "pairs: each a SPEC, as in --data of train_rm.py")
+    out: str = option(MISSING, "folder of the model: new, or empty")
+    vocabulary: int = option(4096, "tokens, with 256 bytes and 5 special ones", at_least=261)
+    layers: int = option(2, "transformer blocks", at_least=1)
+    hidden: int = option(128, f"width, a multiple of {2 * HEADS}", at_least=2 * HEADS)
+    context: int = option(1024, "longest prompt and answer together, in tokens", at_least=2)
+    seed: int = option(0, "of the random weights", at_least=0)
+
+
+def main(config: Config) -> None:
+    """Train the tokenizer, draw the weights, and write both."""
+    check_ranges(config)
+    if config.hidden % (2 * HEADS):
+        raise InputError(f"--hidden must be a multiple of {2 * HEADS}, got {config.hidden}")
+    out = Path(config.out)
+    if not config.out or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+        raise InputError(f"--out {config.out!r} must be a new or empty folder: give another one")
+    pairs, _ = data.read_pairs(config.data, rating_range=None)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=args.vocabulary,
+        vocab_size=config.vocabulary,
         special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -48,22 +64,22 @@ def main() -> None:
         tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", padding_side="left"
     )
     fast.chat_template = TEMPLATE
-    torch.manual_seed(args.seed)
-    config = LlamaConfig(
+    torch.manual_seed(config.seed)
+    model = LlamaConfig(
         vocab_size=len(fast),
-        hidden_size=args.hidden,
-        intermediate_size=args.hidden * 5 // 2,
-        num_hidden_layers=args.layers,
-        num_attention_heads=4,
-        max_position_embeddings=args.context,
+        hidden_size=config.hidden,
+        intermediate_size=config.hidden * 5 // 2,
+        num_hidden_layers=config.layers,
+        num_attention_heads=HEADS,
+        max_position_embeddings=config.context,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=fast.eos_token_id,
         pad_token_id=fast.pad_token_id,
     )
-    LlamaForCausalLM(config).save_pretrained(args.out)
-    fast.save_pretrained(args.out)
+    LlamaForCausalLM(model).save_pretrained(out)
+    fast.save_pretrained(out)
 
 
 if __name__ == "__main__":
-    main()
+    run(main, Config)

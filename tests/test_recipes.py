@@ -97,6 +97,15 @@ def test_the_circle_runs_and_its_table_names_every_round(tmp_path):
     fewer = shell("loop.sh", "1", "41", str(tmp_path / "new"), code=2, **environment)
     assert "--old 40 is below --comparisons 41" in fewer.stderr
     assert not (tmp_path / "new").exists()
+    wrong = environment | {"REWARD_MODEL": str(tmp_path / "typo")}
+    shell("loop.sh", "1", "30", str(tmp_path / "new"), code=2, **wrong)
+    done = shell("loop.sh", "0", "30", str(tmp_path / "new"), **environment)  # not locked
+    assert "$ python train_policy.py" in done.stdout
+    words = ["--out", tmp_path / "pairs", "--reward-model", reward, "--pairs", tmp_path / "typo"]
+    early = [sys.executable, "recipes/loop.py", "--start", start, *map(str, words)]
+    early = subprocess.run(early, cwd=ROOT, capture_output=True, text=True)
+    assert (early.returncode, early.stdout) == (2, "")  # before the first policy
+    assert f"{tmp_path / 'typo'}" in early.stderr and not (tmp_path / "pairs").exists()
     inside = shell("loop.sh", "1", "30", str(out / "policy-0"), code=2, **environment)
     assert "already holds another run" in inside.stderr
     assert not (out / "policy-0" / "loop.json").exists()
@@ -180,3 +189,27 @@ def test_without_a_reward_model_the_loop_trains_its_first_one_in_six_epochs(tmp_
     file.write_text(json.dumps(older))
     with pytest.raises(InputError, match="with --old 2000, not 2001"):
         loop.main(loop.Config(rounds=0, old=2001, out=str(file.parent), **settings))
+
+
+def test_the_small_random_model_is_trained_and_never_replaces_a_folder(tmp_path):
+    pairs, out = helpsteer_rows(tmp_path / "pairs.jsonl"), tmp_path / "small"
+
+    def small(*flags, code=0, folder=out, data=pairs):
+        words = ["--data", str(data), "--out", str(folder), "--vocabulary", "300", *flags]
+        command = [sys.executable, "recipes/small_model.py", *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        return done.stderr
+
+    assert "--hidden must be a multiple of 8, got 30" in small("--hidden", "30", code=2)
+    assert "typo" in small(code=2, data=tmp_path / "typo.jsonl")
+    assert "must be a new or empty folder" in small(code=2, folder=pairs)
+    assert not out.exists()
+    small("--hidden", "32")
+    train = ["train_rm.py", "--model", out, "--data", pairs, "--max-steps", "1"]
+    train += ["--rating-range", "0", "4", "--out"]
+    train = [sys.executable, *map(str, train), str(tmp_path / "rm")]
+    subprocess.run(train, cwd=ROOT, check=True, capture_output=True)
+    before = (out / "model.safetensors").read_bytes()
+    assert "must be a new or empty folder" in small("--seed", "1", code=2)
+    assert (out / "model.safetensors").read_bytes() == before

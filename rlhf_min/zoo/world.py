@@ -72,7 +72,10 @@ def read_answer(prompt: str, answer: str) -> tuple[int, int, bool, dict[str, flo
     kind of defect).
     """
     if prompt not in QUESTIONS:
-        raise InputError(f"gold ratings need a question of the zoo, and {prompt[:60]!r} is not one")
+        raise InputError(
+            f"gold ratings need a question of the zoo, and {prompt[:60]!r} is not one: for other "
+            "prompts use another judge, --judge reward-model:DIR, openai:MODEL or human"
+        )
     animal, asked = QUESTIONS[prompt]
     subject, right, polite, small_talk, seen = animal, set(), 0, False, set()
     costs: dict[str, float] = {}
