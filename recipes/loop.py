@@ -11,7 +11,8 @@ prompts, because the reward model must tell apart what this policy writes.  The 
 to all earlier comparisons, and training of the policy and (without --cold) of the reward model
 continues from the previous round.  KL is always measured to the start model.  Held-out prompts are
 for evaluation only.
-The judge is the zoo's gold rater, so the loop runs with questions of the zoo only.
+
+The judge is the zoo's gold rater, so the loop works only with questions of the zoo.
 The same command again continues an interrupted loop.
 """
 
@@ -118,8 +119,9 @@ def stage(script: str, out: Path, *flags) -> None:
 def check_settings(config: Config) -> None:
     """Raise InputError for settings that cannot work together or differ from those in the folder.
 
-    The settings are written to loop.json in --out; they bind once a run of the loop has begun, so
-    that a wrong path can be corrected.  Another run's folder and unreadable --pairs are refused.
+    The settings are written to loop.json in --out.  Until a first run has begun there, the next
+    command may change them, for example to correct a wrong path.  Also refused: the folder of
+    another run, and --pairs that cannot be read.
     """
     if 0 < config.old < config.comparisons:
         raise InputError(
@@ -140,7 +142,7 @@ def check_settings(config: Config) -> None:
         )
     if not before and (file.parent / "run.json").exists():
         raise InputError(f"--out {config.out} already holds another run: give another folder")
-    # Now, not after the first judge.
+    # Read before any training, because --pairs may be needed for the first time after a judge.
     read_pairs([config.pairs], rating_range=None, skip_bad_rows=True)
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_text(file, json.dumps(now, indent=1) + "\n")

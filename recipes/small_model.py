@@ -8,21 +8,9 @@ For trying real data, with its lengths and its Unicode, without a pretrained mod
 import rlhf_min.startup  # noqa: F401  first: signals and threads, before torch
 
 from dataclasses import MISSING, dataclass
-from pathlib import Path
 
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from rlhf_min.command_line import check_flags, check_ranges, option, run
 
-from rlhf_min import InputError
-from rlhf_min.command_line import check_ranges, option, run
-from rlhf_min.data import preferences as data
-
-TEMPLATE = (
-    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}"
-    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
 HEADS = 4
 
 
@@ -39,6 +27,25 @@ class Config:
     seed: int = option(0, "of the random weights", at_least=0)
 
 
+if __name__ == "__main__":
+    check_flags(Config)  # --help and wrong flags are answered before the slow imports below
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from rlhf_min import InputError
+from rlhf_min.data import preferences as data
+
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
 def main(config: Config) -> None:
     """Train the tokenizer, draw the weights, and write both."""
     check_ranges(config)
@@ -47,7 +54,9 @@ def main(config: Config) -> None:
     out = Path(config.out)
     if not config.out or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise InputError(f"--out {config.out!r} must be a new or empty folder: give another one")
-    pairs, _ = data.read_pairs(config.data, rating_range=None)
+    pairs, counts = data.read_pairs(config.data, rating_range=None)
+    dropped = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
+    print(f"{len(pairs)} pairs read, dropped: {dropped or 'none'}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

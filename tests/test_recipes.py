@@ -199,13 +199,14 @@ def test_the_small_random_model_is_trained_and_never_replaces_a_folder(tmp_path)
         command = [sys.executable, "recipes/small_model.py", *words]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == code, done.stderr
-        return done.stderr
+        return done.stdout + done.stderr
 
     assert "--hidden must be a multiple of 8, got 30" in small("--hidden", "30", code=2)
     assert "typo" in small(code=2, data=tmp_path / "typo.jsonl")
     assert "must be a new or empty folder" in small(code=2, folder=pairs)
     assert not out.exists()
-    small("--hidden", "32")
+    pairs.write_text(pairs.read_text() + pairs.read_text().splitlines()[0])
+    assert "30 pairs read, dropped: 1 duplicate" in small("--hidden", "32")
     train = ["train_rm.py", "--model", out, "--data", pairs, "--max-steps", "1"]
     train += ["--rating-range", "0", "4", "--out"]
     train = [sys.executable, *map(str, train), str(tmp_path / "rm")]

@@ -130,7 +130,7 @@ def test_a_long_text_is_rated_in_linear_time(unit):
 
 
 def test_an_unknown_question_has_no_gold_rating():
-    with pytest.raises(InputError, match="question of the zoo"):
+    with pytest.raises(InputError, match=r"question of the zoo, .*: for other prompts use"):
         zoo.gold_rating("What is the capital of France?", RIGHT)
     with pytest.raises(InputError, match='no split "test"'):
         zoo.prompts("test")

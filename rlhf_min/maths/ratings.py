@@ -16,7 +16,7 @@ def win_log_probability(first: Tensor, second: Tensor, tie: float = 0.5) -> Tens
 
     first, second: logits [..., R]; tie τ in [0, 1] → [...] in nats.
     τ = ½ is DPL (Siththaranjan et al. 2023): equal distributions give ½.  τ = 0 counts strict wins
-    only; equal distributions then give (1 − Σp²)/2 < ½, smaller if narrower.
+    only; equal distributions then give (1 − Σp²)/2 < ½, and less if they are narrower.
     """
     ratings = first.shape[-1]
     # Row i is the first answer's rating, column j the second's: i > j is *below* the diagonal.

@@ -94,7 +94,8 @@ def check_not_replaced(out: str, models: list[tuple[str, str | None]]) -> None:
     """Raise InputError when a model, given as (flag, its folder), is the run's own folder."""
     for flag, path in models:
         if path and Path(out).exists() and Path(path).exists() and Path(out).samefile(path):
-            raise InputError(f"{flag} and --out are both {path}: the run would replace this model")
+            same = f"{flag} and --out are both {path}"
+            raise InputError(f"{same}: the run would replace this model, so give another --out")
 
 
 def is_unfinished(folder: str) -> bool:
@@ -179,8 +180,9 @@ class RunLog:
 
     @contextmanager
     def stop_between_steps(self):
-        """Context manager: Ctrl-C or SIGTERM saves and stops; a second stops one process at once.
+        """Context manager: Ctrl-C or SIGTERM saves and stops.
 
+        A second signal stops at once, but not under torchrun, which sends one itself.
         Errors about numbers that are not finite name the step and the prompt in `under_way`.
         """
 
