@@ -24,7 +24,7 @@ class Config:
 
     data: list[str] = option(["zoo"], "pairs: zoo, files, or hub ids (id:split)", heading="Inputs")
     eval_data: list[str] = option([], "held-out pairs (empty: the zoo's, or a split by prompt)")
-    eval_fraction: float = option(0.1, "held-out share, if no --eval-data or zoo", above=0, below=1)
+    eval_fraction: float = option(0.1, "held-out share (no --eval-data, no zoo)", above=0, below=1)
     eval_limit: int = option(1000, "held-out pairs at most", at_least=1)
     limit: int = option(0, "pairs drawn from each SPEC of --data, at most (0: all)", at_least=0)
     skip_bad_rows: bool = option(False, "drop and count rows that cannot be used")

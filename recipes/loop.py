@@ -6,11 +6,11 @@ Without --reward-model a first one is trained for six epochs.  A reward model of
 `make demo`, scores wrong facts as high as true ones; after three rounds of judging it still did so
 in four of five seeds (experiments/blind_spots.py).
 
-In each round the judge compares two answers of the present policy to --comparisons training
-prompts, because the reward model must tell apart what this policy writes.  The verdicts are added
-to all earlier comparisons, and training of the policy and (without --cold) of the reward model
-continues from the previous round.  KL is always measured to the start model.  Held-out prompts are
-for evaluation only.
+In each round the judge compares two answers to each of --comparisons training prompts: both from
+the current policy, or one from the previous policy (--rival last).  The verdicts are added to all
+earlier comparisons, and training of the policy and (without --cold) of the reward model continues
+from the previous round.  KL is always measured to the start model.  Held-out prompts are for
+evaluation only.
 
 The judge is the zoo's gold rater, so the loop works only with questions of the zoo.
 The same command again continues an interrupted loop.
@@ -142,7 +142,7 @@ def check_settings(config: Config) -> None:
         )
     if not before and (file.parent / "run.json").exists():
         raise InputError(f"--out {config.out} already holds another run: give another folder")
-    # Read before any training, because --pairs may be needed for the first time after a judge.
+    # With --reward-model, --pairs is first used after judging in round 1: check it now.
     read_pairs([config.pairs], rating_range=None, skip_bad_rows=True)
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_text(file, json.dumps(now, indent=1) + "\n")

@@ -18,12 +18,13 @@ HEADS = 4
 class Config:
     """Settings of recipes/small_model.py."""
 
-    data: list[str] = option(MISSING, "pairs: each a SPEC, as in --data of train_rm.py")
+    data: list[str] = option(MISSING, "pairs: zoo, files, or hub ids (id:split)")
     out: str = option(MISSING, "folder of the model: new, or empty")
-    vocabulary: int = option(4096, "tokens, with 256 bytes and 5 special ones", at_least=261)
+    skip_bad_rows: bool = option(False, "drop and count rows that cannot be used")
+    vocabulary: int = option(4096, "tokens, 256 bytes and 5 special included", at_least=261)
     layers: int = option(2, "transformer blocks", at_least=1)
     hidden: int = option(128, f"width, a multiple of {2 * HEADS}", at_least=2 * HEADS)
-    context: int = option(1024, "longest prompt and answer together, in tokens", at_least=2)
+    context: int = option(1024, "tokens of prompt and answer, at most", at_least=2)
     seed: int = option(0, "of the random weights", at_least=0)
 
 
@@ -38,6 +39,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rlhf_min import InputError
 from rlhf_min.data import preferences as data
+from rlhf_min.data.bad_rows import report_dropped
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}"
@@ -54,9 +56,8 @@ def main(config: Config) -> None:
     out = Path(config.out)
     if not config.out or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise InputError(f"--out {config.out!r} must be a new or empty folder: give another one")
-    pairs, counts = data.read_pairs(config.data, rating_range=None)
-    dropped = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
-    print(f"{len(pairs)} pairs read, dropped: {dropped or 'none'}")
+    pairs, counts = data.read_pairs(config.data, None, config.skip_bad_rows)
+    report_dropped(counts, len(pairs), "pairs")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

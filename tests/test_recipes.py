@@ -205,10 +205,12 @@ def test_the_small_random_model_is_trained_and_never_replaces_a_folder(tmp_path)
     assert "typo" in small(code=2, data=tmp_path / "typo.jsonl")
     assert "must be a new or empty folder" in small(code=2, folder=pairs)
     assert not out.exists()
-    pairs.write_text(pairs.read_text() + pairs.read_text().splitlines()[0])
-    assert "30 pairs read, dropped: 1 duplicate" in small("--hidden", "32")
+    pairs.write_text(pairs.read_text() + pairs.read_text().splitlines()[0] + "\n{}\n")
+    assert "drop them with --skip-bad-rows" in small("--hidden", "32", code=2)
+    counted = small("--hidden", "32", "--skip-bad-rows")
+    assert "1 pairs dropped: duplicate" in counted and "1 pairs dropped: bad rows" in counted
     train = ["train_rm.py", "--model", out, "--data", pairs, "--max-steps", "1"]
-    train += ["--rating-range", "0", "4", "--out"]
+    train += ["--rating-range", "0", "4", "--skip-bad-rows", "--out"]
     train = [sys.executable, *map(str, train), str(tmp_path / "rm")]
     subprocess.run(train, cwd=ROOT, check=True, capture_output=True)
     before = (out / "model.safetensors").read_bytes()

@@ -109,7 +109,7 @@ def gather_groups(items: list, size: int, count: int) -> list[list]:
 def from_first(function: Callable, *arguments, patient: bool = False):
     """function(*arguments), called by rank 0 alone while the others wait; all get its result.
 
-    The result travels as JSON: a tuple becomes a list.  patient: without a limit of time.
+    Ranks > 0 get it as JSON: there a tuple is a list.  patient: without a limit of time.
     """
     if _Group.size == 1:
         return function(*arguments)

@@ -119,8 +119,8 @@ def sample_and_score(model, reference, scorer: RewardScorer, prompts, sampling: 
 def reference_scales(reference, scorer, prompts, sampling: dict, config) -> dict:
     """Mean and std of the scores of the reference model's answers, one to each of some prompts.
 
-    Returns {"reward_scale"}; for an ensemble also "member_scales", which are computed first and
-    set in the ensemble.
+    Keys: "reward_scale"; for an ensemble also "member_scales", computed first and stored in the
+    ensemble.
     """
     drawn, seed = draw_items(prompts, config.ruler_prompts, config.data), config.seed
 
@@ -176,7 +176,7 @@ def gold_of(config):
 
 
 def reward_metrics(gold, prompts: list, rollout: Rollout, scorer: RewardScorer) -> dict:
-    """Mean gold rating of a rollout (if known), and mean std between the members of an ensemble.
+    """Mean gold rating of a rollout (if known), and mean std of an ensemble's scores per answer.
 
     rollout: must be the one that was scored last.
     """

@@ -187,7 +187,7 @@ class RunLog:
         """
 
         def request(number, frame):
-            # torchrun sends SIGTERM itself after Ctrl-C: it counts only if a rank failed.
+            # torchrun sends a second signal itself: ignore it unless a rank has failed.
             if ranks.failed_elsewhere() or (self.stop_requested and not ranks.in_group()):
                 raise KeyboardInterrupt
             if ranks.is_first() and not self.stop_requested:

@@ -10,7 +10,7 @@ from rlhf_min import InputError
 def tracker(name: str, out: Path, run: dict) -> Callable[[int, dict], None]:
     """A function (step, metrics) for live tracking; wandb obeys its own WANDB_… variables.
 
-    TensorBoard writes from the first call on, wandb at once.  InputError if it cannot start.
+    Raises InputError if the package is missing or wandb cannot start.
     """
     try:
         if name == "tensorboard":
