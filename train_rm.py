@@ -46,7 +46,7 @@ class Config:
     epochs: float = option(1.0, "passes over the pairs", heading="Optimisation", above=0)
     max_steps: int = option(-1, "optimiser steps (-1: by --epochs)", at_least=-1)
     batch_size: int = option(32, "pairs per optimiser step", at_least=1)
-    micro_batch: int = option(16, "pairs per forward and backward pass, at most", at_least=1)
+    micro_batch: int = option(32, "pairs per forward and backward pass, at most", at_least=1)
     lr: float = option(3e-3, "peak learning rate", "--learning-rate", above=0, at_most=1)
     lora_rank: int = option(0, "LoRA, e.g. 8 with --lr 4e-3 (0: off)", at_least=0, at_most=4096)
     lora_alpha: float = option(16.0, "scales adapters by alpha / rank", above=0)

@@ -14,8 +14,8 @@ from rlhf_min.hardware.optimiser import MasterAdamW
 from rlhf_min.maths.preference_losses import bradley_terry
 from rlhf_min.models.batches import tree_batches
 from rlhf_min.models.loading import load_tokenizer
-from rlhf_min.models.prompt_tree import row_length
 from rlhf_min.models.reward_model import branch_outputs, load_reward_model
+from rlhf_min.models.rows import tree_length
 
 
 def fixed_pairs(args, tokenizer) -> list[EncodedPair]:
@@ -55,7 +55,7 @@ def main() -> None:
         optimiser.step(1e-5, 1.0)
 
     seconds = timing.timed(step, args.steps)
-    tokens = sum(row_length(pair.prompt, pair.answers) for pair in pairs)
+    tokens = sum(tree_length(pair.prompt, pair.answers) for pair in pairs)
     timing.report(
         args, seconds, total_seconds=round(sum(seconds), 2), tokens=tokens, dropped=dropped
     )

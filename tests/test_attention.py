@@ -14,25 +14,30 @@ from rlhf_min.models.loading import load_causal_lm
 from rlhf_min.models.log_probs import token_log_probs
 from rlhf_min.models.prompt_tree import build_tree
 
-SPANS = [(5, 4, 7, 0), (3, 6, 2, 5), (9, 7, 0), (1, 1, 14)]  # prompt, branches, padding
+# Of each row, the trees: lengths of prompt and branches.  The last two rows have padding.
+SPANS = [[(5, 4, 7)], [(2, 3), (1, 4, 2, 1), (1, 2)], [(9, 7)], [(3, 6, 2)], [(1, 1)]]
 
 
 def states(heads: int, groups: int, dtype=torch.float64, spans=SPANS):
     """Random query, key, value with gradient, and the mask of these spans."""
     torch.manual_seed(0)
-    rows, positions = len(spans), sum(spans[0])
-    shapes = [(rows, n, positions, 8) for n in (heads, groups, groups)]
+    shapes = [(len(spans), n, 16, 8) for n in (heads, groups, groups)]
     qkv = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
-    numbers = [
-        [n for n, length in enumerate(row[:-1]) for _ in range(length)] + [-1] * row[-1]
-        for row in spans
-    ]
-    return qkv, tree_mask(torch.tensor(numbers), dtype)
+    segments, roots = torch.full((2, len(spans), 16), -1)
+    for r, row in enumerate(spans):
+        column = 0
+        for n, lengths in enumerate(row):
+            for k, length in enumerate(lengths):
+                segments[r, column : column + length] = 10 * n + k
+                roots[r, column : column + length] = 10 * n
+                column += length
+    return qkv, tree_mask(segments, roots, dtype)
 
 
-def filled(spans=SPANS) -> torch.Tensor:
+def filled() -> torch.Tensor:
     """Which positions hold a token: [R, L]."""
-    return torch.tensor([[True] * sum(row[:-1]) + [False] * row[-1] for row in spans])
+    used = torch.tensor([sum(map(sum, row)) for row in SPANS])
+    return torch.arange(16) < used[:, None]
 
 
 def oracle(query, key, value, mask, scale=None):
@@ -86,9 +91,10 @@ def test_what_the_mask_hides_is_not_computed(monkeypatch):
         "products",
         lambda q, k, *r: pairs.append(q.shape[2] * k.shape[2]) or real(q, k, *r),
     )
-    qkv, mask = states(2, 2, spans=SPANS[:1])
-    attention.attention(None, *qkv, mask, spans=SPANS[:1])
-    assert pairs == [5 * 5, 4 * 9, 7 * 12]
+    qkv, mask = states(2, 2, spans=SPANS[:2])
+    attention.attention(None, *qkv, mask, spans=SPANS[:2])
+    shared = [2 * 2, 3 * 5, 1 * 1, 4 * 5, 2 * 3, 1 * 2, 1 * 1, 2 * 3]
+    assert pairs == [5 * 5, 4 * 9, 7 * 12, *shared]
 
 
 @pytest.mark.parametrize("positions", [1, 6])
@@ -117,8 +123,9 @@ def test_long_float32_rows_go_to_sdpa_and_no_mask_is_no_error(monkeypatch):
     assert_close(attention.attention(module, *qkv, None)[0], oracle(*qkv, causal))
 
 
+@pytest.mark.parametrize(("max_row", "rows"), [(64, 2), (1000, 1)])  # a row for each; one for both
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt_neox", "mistral", "gpt2"])
-def test_a_model_with_long_trees_equals_plain_rows(family, monkeypatch):
+def test_a_model_with_long_trees_equals_plain_rows(family, max_row, rows, monkeypatch):
     """Log-probs and gradients in float64; every layer must have gone branch by branch."""
     calls = []
     real = attention.branch_by_branch
@@ -131,21 +138,19 @@ def test_a_model_with_long_trees_equals_plain_rows(family, monkeypatch):
     branches = [[[11, 12, 13], [14, 2]], [[15], [16, 17, 18, 19, 2]]]
     found = []
     for m, tree in ((model, True), (plain, False)):
-        layout = Layout(tree, 64, torch.float64, m.device, spans_from=1)
+        layout = Layout(tree, max_row, torch.float64, m.device, spans_from=1)
         log_probs = token_log_probs(m, build_tree(prompts, branches, layout))
         log_probs.mul(torch.arange(1.0, 1 + len(log_probs))).sum().backward()
         found.append((log_probs, {n: p.grad for n, p in m.named_parameters()}))
-    assert len(calls) == 2 * 2  # two rows, two layers
+    assert len(calls) == rows * 2  # two layers
     assert_close(*found, **tolerance(family))
 
 
 def test_only_long_trees_carry_spans():
     layout = Layout(True, 10_000, torch.float32, torch.device("cpu"), spans_from=256)
     prompt, answers = [5] * 100, [[6] * 100, [7] * 56]
-    assert build_tree([prompt, prompt[:9]], [answers, answers[1:]], layout).spans == [
-        (100, 100, 56, 0),
-        (9, 56, 191),
-    ]
+    shorter = [prompt, prompt[:9], prompt[:7]], [answers, answers[1:], answers[1:]]
+    assert build_tree(*shorter, layout).spans == [[(100, 100, 56)], [(9, 56), (7, 56)]]
     assert not build_tree([prompt], [answers[:1]], layout).spans
 
 

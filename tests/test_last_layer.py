@@ -54,6 +54,22 @@ def test_states_and_gradients_at_the_places_are_those_of_the_whole_layer(family,
         assert_close(f, w, **tolerance(family))
 
 
+def test_places_come_in_any_order():
+    """Trees share rows, so an answer may lie in a row before that of the answer before it."""
+    model = tiny_model("llama")
+    draw = torch.Generator().manual_seed(0)
+    own = [
+        [torch.randint(23, (n,), generator=draw).tolist() for n in (20, m)]
+        for m in (48, 18, 28, 38)
+    ]
+    tree = build_tree([[1, 2]] * 4, own, layout())  # of 70, 40, 50 and 60 tokens
+    assert (tree.ends[1:] < tree.ends[:-1]).any()
+    whole = hidden_states(model, tree)[tree.ends]
+    with last_layer_at(model, tree.ends, tree.ids.shape):
+        part = hidden_states(model, tree)[tree.ends]
+    assert_close(part, whole, **tolerance("llama"))
+
+
 def test_branch_by_branch_attention_of_the_other_layers_stays():
     model = tiny_model("llama", NAME)
     tree = build_tree(PROMPTS, BRANCHES, replace(layout(), spans_from=0))
@@ -163,7 +179,7 @@ def test_a_reward_model_uses_it_for_the_ends_of_the_answers(tmp_path):
     tree = build_tree([[5, 6, 7], [8]], [[[9, 10, 1], [11]], [[12, 13]]], choose_layout(model))
     positions.clear()
     branch_outputs(model, tree)
-    assert positions[-1] == 2 * 2  # two rows, at most two answers in one
+    assert positions[-1] == 3  # three answers in one row
 
 
 def test_with_gradient_checkpointing_the_layer_is_computed_as_a_whole():

@@ -10,12 +10,13 @@ import torch
 from tiny_models import MODELS, tiny_model, tolerance
 from torch.testing import assert_close
 
-from rlhf_min.models import batches
+from rlhf_min.models import batches, rows
 from rlhf_min.models.answers import encode_texts
 from rlhf_min.models.batches import length_batches, padding_share, tree_batches
 from rlhf_min.models.encoder import encoder_outputs
 from rlhf_min.models.layout import Layout, tree_mask
-from rlhf_min.models.prompt_tree import build_tree, hidden_states, tree_rows
+from rlhf_min.models.prompt_tree import build_tree, hidden_states
+from rlhf_min.models.rows import single_trees
 
 CPU = torch.device("cpu")
 # Prompts and answers of many lengths; id 0 is also the padding, and 2 ends most answers.
@@ -47,31 +48,49 @@ def loop_end_states(model):
 @pytest.mark.parametrize("max_row", [10_000, 14, 1])
 @pytest.mark.parametrize("kind", ["tree", "plain"])
 def test_every_branch_can_be_read_back_from_the_tree(kind, max_row):
-    tree = build_tree(PROMPTS, BRANCHES, layout(kind == "tree", max_row))
+    read_back(build_tree(PROMPTS, BRANCHES, layout(kind == "tree", max_row)), FLAT)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("shared_row", [0, 24, 60])
+def test_every_branch_can_be_read_back_from_shared_rows(seed, shared_row, monkeypatch):
+    """Random batches: one tree in a row, some short ones beside a long one, several in each."""
+    monkeypatch.setattr(rows, "SHARED_ROW", shared_row)
+    draw = random.Random(seed)
+    tokens = lambda most: [draw.randint(0, 22) for _ in range(draw.randint(1, most))]  # noqa: E731
+    prompts = [tokens(9) for _ in range(draw.randint(1, 9))]
+    own = [[tokens(12) for _ in range(draw.randint(1, 3))] for _ in prompts]
+    tree = build_tree(prompts, own, layout(max_row=draw.choice([20, 10_000])))
+    read_back(tree, [(prompt, a) for prompt, own in zip(prompts, own, strict=True) for a in own])
+
+
+def read_back(tree, flat: list) -> None:
+    """Assert that the tree holds these (prompt, answer), and that each answer sees both only."""
     width = tree.ids.shape[1]
     flat_ids, flat_positions = tree.ids.flatten().tolist(), tree.positions.flatten().tolist()
-    assert len(tree.ends) == len(FLAT)
-    for number, (prompt, answer) in enumerate(FLAT):
+    assert len(tree.ends) == len(flat)
+    for number, (prompt, answer) in enumerate(flat):
         own = [n for n in range(len(tree.owners)) if tree.owners[n] == number]
         assert [tree.targets[n].item() for n in own] == answer
         indices = [tree.predictors[n].item() for n in own]
         end = tree.ends[number].item()
-        row = end // width
-        assert all(i // width == row for i in indices)
         # the prompt's last token predicts the first answer token, each answer token the next one
-        assert indices[0] == row * width + len(prompt) - 1
-        assert [flat_ids[i] for i in indices] == (prompt + answer)[len(prompt) - 1 : -1]
-        assert [flat_positions[i] for i in indices] == list(
-            range(len(prompt) - 1, len(prompt) + len(answer) - 1)
-        )
-        assert flat_ids[row * width : row * width + len(prompt)] == prompt
-        assert (flat_ids[end], flat_positions[end]) == (answer[-1], len(prompt + answer) - 1)
-        assert len(answer) == 1 or end == indices[-1] + 1
+        places = [*range(indices[0] - len(prompt) + 1, indices[0] + 1), *indices[1:], end]
+        assert all(i // width == end // width for i in places)
+        assert [flat_ids[i] for i in places] == prompt + answer
+        assert [flat_positions[i] for i in places] == list(range(len(prompt + answer)))
+        if tree.mask.is_floating_point():
+            row = tree.mask[end // width, 0]
+            for n, i in enumerate(places):
+                seen = (row[i % width] == 0).nonzero().flatten() + end // width * width
+                assert seen.tolist() == places[: n + 1]
 
 
 def test_a_prompt_is_stored_once_per_row_and_a_plain_row_holds_one_branch():
-    tree = build_tree(PROMPTS, BRANCHES, layout())
+    tree = build_tree(PROMPTS, BRANCHES, layout(max_row=16))
     assert tree.ids.shape == (3, 5 + 3 + 7 + 1)
+    shared = build_tree(PROMPTS, BRANCHES, layout())
+    assert shared.ids.shape == (1, 5 + 3 + 7 + 1 + 2 + 5 + 2 + 4 + 3 + 7 + 2)
     plain = build_tree(PROMPTS, BRANCHES, layout(tree=False))
     assert plain.ids.shape == (8, 12)
     assert plain.mask.dtype == torch.bool
@@ -79,24 +98,17 @@ def test_a_prompt_is_stored_once_per_row_and_a_plain_row_holds_one_branch():
 
 
 @pytest.mark.parametrize("max_row", range(1, 30))
-def test_no_row_is_longer_than_max_row_unless_one_branch_alone_is(max_row):
-    tree = build_tree(PROMPTS, BRANCHES, layout(max_row=max_row))
-    rows: dict[int, list] = {}
-    for number, (prompt, answer) in enumerate(FLAT):
-        rows.setdefault(tree.ends[number].item() // tree.ids.shape[1], []).append((prompt, answer))
-    assert len(rows) == len(tree.ids)
-    for members in rows.values():
-        length = len(members[0][0]) + sum(len(answer) for _, answer in members)
-        assert length <= max_row or len(members) == 1
-        assert all(prompt is members[0][0] for prompt, _ in members)
-    for row, following in itertools.pairwise(rows.values()):  # and no row is split without need
-        if row[0][0] is following[0][0]:
-            joined = [*row, following[0]]
-            assert len(row[0][0]) + sum(len(answer) for _, answer in joined) > max_row
-    longest = max(
-        len(members[0][0]) + sum(len(answer) for _, answer in members) for members in rows.values()
-    )
-    assert tree.ids.shape[1] == longest
+def test_no_tree_is_longer_than_max_row_unless_one_branch_alone_is(max_row):
+    trees = single_trees(PROMPTS, BRANCHES, layout(max_row=max_row))
+    assert [(p, answer) for p, own in trees for answer in own] == FLAT
+    for prompt, own in trees:
+        assert len(prompt) + sum(map(len, own)) <= max_row or len(own) == 1
+    for (prompt, own), (following, others) in itertools.pairwise(trees):  # not without need
+        if prompt is following:
+            assert len(prompt) + sum(map(len, own)) + len(others[0]) > max_row
+    longest = max(len(prompt) + sum(map(len, own)) for prompt, own in trees)
+    width = build_tree(PROMPTS, BRANCHES, layout(max_row=max_row)).ids.shape[1]
+    assert width <= max(longest, max_row)
 
 
 def test_prompts_without_matching_branches_are_refused():
@@ -106,15 +118,16 @@ def test_prompts_without_matching_branches_are_refused():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_tree_mask_equals_a_loop_over_queries_and_keys(dtype):
-    segments = torch.tensor([[0, 0, 0, 1, 1, 2, 3, 3, -1, -1], [0, 1, 2, 2, 2, 2, 2, 3, 4, 4]])
-    mask = tree_mask(segments, dtype)
+    segments = torch.tensor([[0, 0, 0, 1, 1, 2, 3, 3, -1, -1], [4, 5, 6, 6, 6, 7, 7, 8, 9, 9]])
+    roots = torch.tensor([[0] * 8 + [-1] * 2, [4] * 5 + [7] * 5])  # two trees in the second row
+    mask = tree_mask(segments, roots, dtype)
     assert mask.shape == (2, 1, 10, 10) and mask.dtype == dtype
-    for r, row in enumerate(segments.tolist()):
+    for r, (row, prompts) in enumerate(zip(segments.tolist(), roots.tolist(), strict=True)):
         for query in range(10):
             for key in range(10):
                 if row[query] == -1:  # padding may see anything, but must see something
                     continue
-                sees = key <= query and row[key] in (0, row[query])
+                sees = key <= query and row[key] in (prompts[query], row[query])
                 assert mask[r, 0, query, key].item() == (0.0 if sees else torch.finfo(dtype).min)
     # no empty row of the softmax, and nothing infinite: −∞ − (−∞) is NaN
     assert (mask == 0).any(-1).all() and mask.isfinite().all()
@@ -128,7 +141,7 @@ def test_trap_4_the_last_token_is_found_by_length(family, attention):
     """trap 4: pad == eos; here 0 is the padding, a token in texts, and the end of some of them."""
     model = tiny_model(family, attention)
     want = loop_end_states(model)
-    for shape in (layout(), layout(max_row=14), layout(tree=False)):
+    for shape in (layout(), layout(max_row=16), layout(max_row=14), layout(tree=False)):
         tree = build_tree(PROMPTS, BRANCHES, shape)
         assert_close(hidden_states(model, tree)[tree.ends], want, **tolerance(family))
 
@@ -155,7 +168,7 @@ def positions_with_tokens(tree) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("max_rows", [1, 2, 3])
-@pytest.mark.parametrize("kind", [layout(), layout(max_row=14), layout(tree=False)], ids=str)
+@pytest.mark.parametrize("kind", [layout(), layout(max_row=16), layout(tree=False)], ids=str)
 def test_the_padding_share_counts_the_positions_without_a_token(kind, max_rows, monkeypatch):
     model = tiny_model("llama")
     monkeypatch.setitem(batches._layouts, model, kind)
@@ -175,7 +188,7 @@ def test_a_batch_of_long_rows_stays_below_the_limit_of_positions(forward):
     trees = [tree for _, tree in tree_batches(model, prompts, answers, 64, forward)]
     sizes = [tree.ids.numel() for tree in trees]
     assert sum(sizes) == 64 * 100
-    limit = 2**12 if forward else 2**11
+    limit = 2**12  # of a small model
     assert limit - 100 < max(sizes) <= limit
 
 
@@ -184,7 +197,7 @@ def test_a_batch_of_long_rows_stays_below_the_limit_of_positions(forward):
 def test_trap_3_the_ids_of_the_padding_change_nothing(family, attention, tree_layout):
     """trap 3: pads counted."""
     model = tiny_model(family, attention)
-    tree = build_tree(PROMPTS, BRANCHES, layout(tree_layout))
+    tree = build_tree(PROMPTS, BRANCHES, layout(tree_layout, max_row=16))
     used = positions_with_tokens(tree)
     other = torch.randint(1, 23, tree.ids.shape, generator=torch.Generator().manual_seed(0))
     noisy = dataclasses.replace(tree, ids=torch.where(used, tree.ids, other))
@@ -262,7 +275,7 @@ def test_lists_that_do_not_belong_together_are_refused():
     for function in (
         lambda prompts, own: list(tree_batches(model, prompts, own, 4)),
         lambda prompts, own: padding_share(model, prompts, own, 4),
-        lambda prompts, own: tree_rows(prompts, own, layout()),
+        lambda prompts, own: single_trees(prompts, own, layout()),
         lambda prompts, own: encode_texts(None, prompts, own, [[]], 9),
         lambda prompts, own: encoder_outputs(None, None, prompts, own),
     ):

@@ -30,8 +30,8 @@ def attention(module, query, key, value, attention_mask, scaling=None, spans=Non
     """The attention function that transformers calls in every layer → ([B, L, H, E], None).
 
     query [B, H, L, D]; key [B, G, M, D]; value [B, G, M, E]; additive mask [B, 1, L, M].  spans:
-    for trees, the lengths of prompt, branches and padding (0 if none) of each row; then blocks that
-    the mask hides are not computed.  Without spans, float32 rows and rows of more than LONGEST keys
+    for trees, the lengths of prompt and branches of each tree of each row; then blocks that the
+    mask hides are not computed.  Without spans, float32 rows and rows of more than LONGEST keys
     go to `sdpa`, which is faster there.
     """
     small = key.shape[2] <= LONGEST and query.dtype == torch.bfloat16
@@ -57,21 +57,21 @@ def products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
 
 
 def branch_by_branch(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, spans) -> Tensor:
-    """`products` for one row of a tree, separately for the prompt and each branch: [1, H, L, E]."""
-    queries, keys, values = (x.split(spans, 2) for x in (query, key, value))
+    """`products` for one row of trees, separately for each prompt and branch: [1, H, L, E]."""
     parts, begin = [], 0
-    for n, length in enumerate(spans[:-1]):
-        for start in range(0, length, QUERIES):
-            stop = min(start + QUERIES, length)
-            q, k, v = queries[n][:, :, start:stop], keys[n][:, :, :stop], values[n][:, :, :stop]
-            rows = mask[:, :, begin + start : begin + stop]
-            block_mask = rows[..., begin : begin + stop]
-            if n:  # a branch also sees the prompt
-                k, v = torch.cat([keys[0], k], 2), torch.cat([values[0], v], 2)
-                block_mask = torch.cat([rows[..., : spans[0]], block_mask], -1)
-            parts.append(products(q, k, v, block_mask))
-        begin += length
-    parts.append(parts[0].new_zeros(1, query.shape[1], spans[-1], value.shape[-1]))  # padding
+    for lengths in spans:
+        prompt = slice(begin, begin + lengths[0])
+        for k, length in enumerate(lengths):
+            for start in range(begin, begin + length, QUERIES):
+                stop = min(start + QUERIES, begin + length)
+                # A branch also sees the prompt.
+                seen = [prompt, slice(begin, stop)] if k else [slice(begin, stop)]
+                keys, values = (torch.cat([x[:, :, s] for s in seen], 2) for x in (key, value))
+                block_mask = torch.cat([mask[:, :, start:stop, s] for s in seen], -1)
+                parts.append(products(query[:, :, start:stop], keys, values, block_mask))
+            begin += length
+    padding = query.shape[2] - begin
+    parts.append(parts[0].new_zeros(1, query.shape[1], padding, value.shape[-1]))
     return torch.cat(parts, 2)
 
 

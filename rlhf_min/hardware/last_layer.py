@@ -33,20 +33,19 @@ class _KeysAndValues:
 def last_layer_at(model, places: Tensor, size: torch.Size):
     """Context manager: the last layer is computed at these places, and its output is 0 elsewhere.
 
-    places [B], one per answer, in ascending order: row·L + column of hidden states [R, L, H];
-    size: (R, L).  Only for models that call their layers as Llama does, with a 4-D mask: with
-    others, the output may be wrong, or an error of any type is raised; `choose_layout` finds that
-    out.  With gradient checkpointing the whole layer is computed, because the backward pass
-    computes it again after this context.
+    places [B], one per answer: row·L + column of hidden states [R, L, H]; size: (R, L).  Only for
+    models that call their layers as Llama does, with a 4-D mask: with others, the output may be
+    wrong, or an error of any type is raised; `choose_layout` finds that out.  With gradient
+    checkpointing the whole layer is computed, because the backward pass computes it again after
+    this context.
     """
     layer = model.base_model.layers[-1]
     if getattr(layer, "gradient_checkpointing", False):
         yield
         return
     rows = places // size[1]
-    counts = rows.bincount(minlength=size[0])
-    slots = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
-    columns = rows.new_zeros(size[0], int(counts.max()), 1)  # [R, most places of a row, 1]
+    slots = (rows[:, None] == rows).tril(-1).sum(1)  # earlier places in the same row
+    columns = rows.new_zeros(size[0], 1 + int(slots.max()), 1)  # [R, most places of a row, 1]
     columns[rows, slots, 0] = places % size[1]
 
     def at_columns(layer, args: tuple, kwargs: dict) -> tuple:

@@ -13,8 +13,10 @@ from rlhf_min.hardware import ranks
 from rlhf_min.hardware.attention import NAME
 from rlhf_min.hardware.last_layer import last_layer_at
 from rlhf_min.models.layout import Layout, context_length, needs_plain_rows, slides
-from rlhf_min.models.prompt_tree import Tree, build_tree, hidden_states, row_length, tree_rows
+from rlhf_min.models.prompt_tree import Tree, build_tree, hidden_states
+from rlhf_min.models.rows import positions_of, row_lengths, shared_rows, single_trees, tree_length
 
+SMALL = 2e7  # weights
 SPANS_FROM = 256  # row length from which attention branch by branch is faster
 
 _layouts: WeakKeyDictionary = WeakKeyDictionary()  # model → its layout
@@ -30,7 +32,7 @@ def tree_batches(
     With several processes, only the prompts of this rank come (`ranks.own`).
     """
     layout, own = layout_of(model), ranks.own(len(prompts))
-    lengths = [row_length(*row) for row in zip(prompts, branches, strict=True)]
+    lengths = [tree_length(*row) for row in zip(prompts, branches, strict=True)]
     own_lengths = [lengths[i] for i in own]
     limit = layout.forward_positions if forward else layout.max_positions
     for group in length_batches(own_lengths, max_prompts, limit):
@@ -42,11 +44,12 @@ def tree_batches(
 def padding_share(model, prompts: list, branches: list, max_prompts: int) -> float:
     """Share of positions without a token in `tree_batches` of the same arguments on one device."""
     layout, positions, tokens = layout_of(model), 0, 0
-    lengths = [row_length(prompt, own) for prompt, own in zip(prompts, branches, strict=True)]
+    lengths = [tree_length(prompt, own) for prompt, own in zip(prompts, branches, strict=True)]
     for indices in length_batches(lengths, max_prompts, layout.max_positions):
         batch = [prompts[i] for i in indices], [branches[i] for i in indices]
-        rows = [row_length(*row) for row in tree_rows(*batch, layout)]
-        positions, tokens = positions + len(rows) * max(rows), tokens + sum(rows)
+        own_lengths = [tree_length(*tree) for tree in single_trees(*batch, layout)]
+        used = row_lengths(own_lengths, shared_rows(own_lengths, layout))
+        positions, tokens = positions + positions_of(used), tokens + sum(used)
     return 1 - tokens / positions
 
 
@@ -85,8 +88,9 @@ def choose_layout(model, say=print) -> Layout:
     cache = slides(model, context) and not reason
     if cache:
         reason = "it attends to a sliding window"  # which a 4-D mask would switch off
-    plain = Layout(False, context, model.dtype, model.device, cache=cache)
-    trees = [Layout(True, longest, model.dtype, model.device)]
+    small = model.num_parameters() < SMALL
+    plain = Layout(False, context, model.dtype, model.device, cache=cache, small=small)
+    trees = [Layout(True, longest, model.dtype, model.device, small=small)]
     if config._attn_implementation == NAME:
         trees.insert(0, replace(trees[0], spans_from=0))
     tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1

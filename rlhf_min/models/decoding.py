@@ -37,7 +37,8 @@ def make_decoder(model, prompts: list[list[int]], samples: int, room: int, stati
     # A model with a sliding window makes its own mask from a 2-D one; a 4-D one would replace it.
     two_dimensional = slides(model, width + room)
     static = static and not two_dimensional
-    mask = (segments == 0).long() if two_dimensional else tree_mask(segments, model.dtype)
+    mask = (segments == 0).long()
+    mask = mask if two_dimensional else tree_mask(segments, segments, model.dtype)
     cache = DynamicCache(config=model.config)
     logits = next_logits(model, cache, ids, mask, positions).repeat_interleave(samples, 0)
     write_at = torch.full((1,), width, device=model.device)

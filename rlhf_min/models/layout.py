@@ -21,11 +21,12 @@ class Layout:
     spans_from: float = float("inf")  # row length from which attention goes branch by branch
     cache: bool = True  # False: it cannot decode with a KV cache and padding on the left
     ends_only: bool = False  # its last layer can be computed at the ends of answers alone
+    small: bool = False  # a model of few weights: more positions fit in the same memory
 
     @property
     def max_positions(self) -> int:
         """Positions (rows × longest row) of one pass; on a CPU fewer are faster (docs/LOG.md)."""
-        return 2**11 if self.device.type == "cpu" else 2**13
+        return (2**12 if self.small else 2**11) if self.device.type == "cpu" else 2**13
 
     @property
     def forward_positions(self) -> int:
@@ -36,14 +37,15 @@ class Layout:
         return 2**12 if self.device.type == "cpu" else 2**15
 
 
-def tree_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive attention mask: a token sees earlier tokens of the prompt and of its own segment.
+def tree_mask(segments: Tensor, roots: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive attention mask: a token sees earlier tokens of its own segment and of its prompt.
 
-    segments [R, L], 0 for the prompt → [R, 1, L, L], 0 where the query (third axis) sees the key.
-    A boolean 4-D mask is silently wrong under `eager`.  Padding sees padding: no empty softmax.
+    segments [R, L] number the prompts and branches, roots [R, L] give the segment of the token's
+    prompt → [R, 1, L, L], 0 where the query (third axis) sees the key.  A boolean 4-D mask is
+    silently wrong under `eager`.  Padding (both −1) sees padding: no empty softmax.
     """
-    own, prompt = segments[:, :, None] == segments[:, None, :], (segments == 0)[:, None, :]
-    sees = (own | prompt).tril()
+    keys = segments[:, None, :]
+    sees = ((segments[:, :, None] == keys) | (roots[:, :, None] == keys)).tril()
     mask = torch.zeros(sees.shape, dtype=dtype, device=segments.device)
     return mask.masked_fill(~sees, torch.finfo(dtype).min)[:, None]
 

@@ -1,7 +1,8 @@
 """The prompt tree: one row `[prompt | answer 1 | … | answer K]`, the prompt is computed once.
 
 Position ids restart after the prompt for every answer ("branch"), and a branch sees the prompt and
-itself only.  So every token gets the hidden state that it would get in a row of its own.
+itself only.  So every token gets the hidden state that it would get in a row of its own.  Short
+trees share a row, so that less of it is padding.
 """
 
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rlhf_min.models.layout import Layout, tree_mask
+from rlhf_min.models.rows import row_lengths, shared_rows, single_trees, tree_length
 
 
 @dataclass(frozen=True)
@@ -24,59 +26,44 @@ class Tree:
     targets: Tensor  # [N] the n-th answer token
     owners: Tensor  # [N] its branch, 0 … B−1
     ends: Tensor  # [B] flat index of each branch's last token
-    spans: list = field(default_factory=list)  # of long rows: lengths of prompt, branches, padding
-
-
-def tree_rows(prompts: list[list[int]], branches: list[list[list[int]]], layout: Layout) -> list:
-    """Rows of a tree, within `layout.max_row` if possible: pairs (prompt, its branches)."""
-    rows = []
-    for prompt, own in zip(prompts, branches, strict=True):
-        rows.append((prompt, []))
-        for branch in own:
-            full = row_length(*rows[-1]) + len(branch) > layout.max_row
-            if rows[-1][1] and (full or not layout.tree):
-                rows.append((prompt, []))
-            rows[-1][1].append(branch)
-    return rows
-
-
-def row_length(prompt: list[int], branches: list[list[int]]) -> int:
-    """Tokens of a row with this prompt and these branches."""
-    return len(prompt) + sum(map(len, branches))
+    spans: list = field(default_factory=list)  # of long rows: for each tree, lengths of its parts
 
 
 def build_tree(prompts: list[list[int]], branches: list[list[list[int]]], layout: Layout) -> Tree:
     """Lay out prompts [P] and branches [P][K], numbered in this order, as a batch; K may differ."""
     if not all(prompts) or not all(branch for own in branches for branch in own):
         raise ValueError("every prompt and every answer needs at least one token")
-    rows = tree_rows(prompts, branches, layout)
-    width = max(row_length(*row) for row in rows)
-    lists = ids, positions, segments, predictors, targets, owners, ends = [[] for _ in range(7)]
-    for r, (prompt, own) in enumerate(rows):
-        row, own_positions, parts = [*prompt], [*range(len(prompt))], [0] * len(prompt)
-        for k, branch in enumerate(own, 1):
-            # The prompt's last token predicts the first answer token.
-            columns = [len(prompt) - 1, *range(len(row), len(row) + len(branch) - 1)]
-            predictors += [r * width + column for column in columns]
-            targets += branch
-            owners += [len(ends)] * len(branch)
-            row += branch
-            own_positions += range(len(prompt), len(prompt) + len(branch))
-            parts += [k] * len(branch)
-            ends.append(r * width + len(row) - 1)
-        padding = width - len(row)
-        ids.append(row + [0] * padding)
-        positions.append(own_positions + [0] * padding)
-        segments.append(parts + [-1] * padding)  # 0 is the prompt, k the k-th branch
+    trees = single_trees(prompts, branches, layout)
+    lengths = [tree_length(*tree) for tree in trees]
+    row_of = shared_rows(lengths, layout)
+    used = row_lengths(lengths, row_of)
+    width, segment = max(used), 0  # a segment is a prompt or a branch
+    rows = ids, positions, segments, roots, spans = [[[] for _ in used] for _ in range(5)]
+    flat = predictors, targets, owners, ends = [[] for _ in range(4)]
+    for r, (prompt, own) in zip(row_of, trees, strict=True):
+        # The prompt's last token predicts the first token of every answer.
+        last, root = r * width + len(ids[r]) + len(prompt) - 1, segment
+        spans[r].append(tuple(map(len, (prompt, *own))))
+        for k, part in enumerate((prompt, *own)):
+            start, position = r * width + len(ids[r]), len(prompt) if k else 0
+            if k:
+                predictors += [last, *range(start, start + len(part) - 1)]
+                targets += part
+                owners += [len(ends)] * len(part)
+                ends.append(start + len(part) - 1)
+            ids[r] += part
+            positions[r] += range(position, position + len(part))
+            segments[r] += [segment] * len(part)
+            roots[r] += [root] * len(part)
+            segment += 1
 
     # NumPy reads a list of numbers faster than torch.tensor does (docs/LOG.md).
-    tensors = (torch.from_numpy(np.array(x, np.int64)).to(layout.device) for x in lists)
-    ids, positions, segments, *flat = tensors
-    mask = tree_mask(segments, layout.dtype) if layout.tree else segments >= 0
-    spans = []
-    if layout.tree and width >= layout.spans_from:
-        spans = [(len(p), *map(len, own), width - row_length(p, own)) for p, own in rows]
-    return Tree(ids, positions, mask, *flat, spans)
+    tensor = lambda x: torch.from_numpy(np.array(x, np.int64)).to(layout.device)  # noqa: E731
+    padded = lambda x, fill: tensor([row + [fill] * (width - len(row)) for row in x])  # noqa: E731
+    ids, positions, segments, roots = map(padded, rows[:4], (0, 0, -1, -1))
+    mask = tree_mask(segments, roots, layout.dtype) if layout.tree else segments >= 0
+    spans = spans if layout.tree and width >= layout.spans_from else []
+    return Tree(ids, positions, mask, *map(tensor, flat), spans)
 
 
 def hidden_states(model, tree: Tree) -> Tensor:
