@@ -14,7 +14,7 @@ import rlhf_min.startup  # noqa: F401  first: signals and threads, before torch
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
-from rlhf_min.command_line import check_flags, check_ranges, option, run
+from rlhf_min.command_line import check_flags, check_needs, check_ranges, option, run
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,9 @@ def check(config: Config) -> None:
         raise InputError(f"{wrong}: take {fits}")
     if config.baseline == "leave-one-out" and config.samples < 2:
         raise InputError("--baseline leave-one-out needs --samples 2 or more, got 1")
-    if config.objective == "reinforce" and config.updates != 1:
-        raise InputError("--updates above 1 needs --objective ppo-clip: REINFORCE is on-policy")
+    needs = dict.fromkeys(("updates", "clip"), "objective ppo-clip")  # REINFORCE is on-policy
+    needs |= {"ema_decay": "baseline ema", "entropic_b": "reading entropic"}
+    check_needs(config, needs | {"ensemble_weight": "ensemble uncertainty"})
     check_ensemble(config)
     run_folder.check_training(config, may_be_unfinished=REWARD_MODEL)
 

@@ -15,7 +15,7 @@ import rlhf_min.startup  # noqa: F401  first: signals and threads, before torch
 from dataclasses import dataclass
 from typing import Literal
 
-from rlhf_min.command_line import check_flags, check_ranges, flag_of, option, run
+from rlhf_min.command_line import check_flags, check_needs, check_ranges, option, run
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ from rlhf_min.reporting import checkpoints, evaluation, folder_files, run_folder
 from rlhf_min.zoo import start_model
 
 TIES = {"half": 0.5, "strict": 0.0}
-RATINGS_ONLY = ["soft_labels", "earth_mover", "answer_entropy", "marginal_entropy", "roughness"]
+RATINGS_ONLY = ["tie", "soft_labels", "label_width", "earth_mover"]
+RATINGS_ONLY += ["answer_entropy", "marginal_entropy", "roughness"]
 
 
 def check(config: Config) -> None:
@@ -102,10 +103,8 @@ def check(config: Config) -> None:
         raise InputError("--max-steps must be above 0 (or -1: by --epochs), got 0")
     if len(config.rating_range) != 2:
         raise InputError("--rating-range needs two numbers, lowest and highest, such as 1 10")
-    needs = {"margin": "scalar", "batch_sum": "scalar"} | dict.fromkeys(RATINGS_ONLY, "ratings")
-    for name, head in needs.items():
-        if getattr(config, name) and config.head != head:
-            raise InputError(f"{flag_of(name)} needs --head {head}, but --head is {config.head}")
+    needs = dict.fromkeys(("margin", "batch_sum"), "head scalar")
+    check_needs(config, needs | dict.fromkeys(RATINGS_ONLY, "head ratings"))
     run_folder.check_training(config)
 
 

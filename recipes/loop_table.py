@@ -4,6 +4,7 @@ python recipes/loop_table.py runs/loop        # prints the table, writes runs/lo
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -39,7 +40,11 @@ def show(folder: Path) -> None:
     """Print the table of a loop's folder and draw loop.png there."""
     rows = rounds(folder)
     if not rows:
-        raise SystemExit(f"error: {folder} holds no finished policy-0: run recipes/loop.sh first")
+        print(
+            f"error: {folder} holds no finished policy-0: run recipes/loop.py first",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
     columns = (
         "round",
         "comparisons with a winner",

@@ -71,6 +71,19 @@ def check_ranges(config) -> None:
                     )
 
 
+def check_needs(config, needs: dict[str, str]) -> None:
+    """Raise InputError for a setting that is not at its default but would have no effect.
+
+    needs: field → "field value", the other setting without which it has none.
+    """
+    for field in dataclasses.fields(config):
+        if field.name in needs and getattr(config, field.name) != field.default:
+            other, wanted = needs[field.name].split()
+            if (value := getattr(config, other)) != wanted:
+                need = f"{flag_of(field.name)} needs {flag_of(other)} {wanted}"
+                raise InputError(f"{need}, but {flag_of(other)} is {value}")
+
+
 def run(main: Callable, config_class: type, argv: list[str] | None = None) -> int:
     """Call main(settings) and return 0, or exit with one line on stderr and an exit code.
 

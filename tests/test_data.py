@@ -308,10 +308,18 @@ CHAT = {
         (ROW | {"chosen": [assistant("a")]}, ["one of chosen and rejected is text"]),
         (CHAT | {"chosen": [user("p"), "a"]}, ["chosen holds a message without role"]),
         (CHAT | {"chosen": [user("p"), {"role": "assistant"}]}, ["chosen holds a message without"]),
-        (CHAT | {"chosen": [user("p"), assistant(None)]}, ["chosen must be text", "None"]),
+        (CHAT | {"chosen": [user("p"), assistant(None)]}, ["chosen", "content is null"]),
         (CHAT | {"chosen": [user("p"), assistant(" ")]}, ["chosen is empty"]),
         (CHAT | {"chosen": [user("p"), user("q")]}, ["end with an assistant turn"]),
-        (CHAT | {"prompt": "another"}, ["another one than the turns before"]),
+        (CHAT | {"prompt": "another"}, ["1 turns before the answer", "not those of prompt"]),
+        (
+            {
+                "prompt": [user("p")],
+                "chosen": [assistant("a"), user("q"), assistant("b")],
+                "rejected": [assistant("c")],
+            },
+            ["2 turns before the answer", "an answer is one assistant turn"],
+        ),
         ({"chosen": [assistant("a")], "rejected": [assistant("b")]}, ["no prompt"]),
         ({"chosen": "same", "rejected": "other"}, ["no prompt column"]),
         (

@@ -522,6 +522,6 @@ def test_an_end_id_that_the_model_does_not_have_is_named_with_those_it_has(tmp_p
 
 def test_who_has_a_model_without_a_reward_head_is_told_how_to_train_one(tmp_path):
     folder = str(tiny_folder(tmp_path / "m"))
-    advice = f"train one with `python train_rm.py --model {folder} --out runs/rm`"
+    advice = f"train one with `python train_rm.py --model {folder} --out DIR` and give DIR instead"
     with pytest.raises(InputError, match=re.escape(advice)):
         load_reward_model(folder, torch.float32)

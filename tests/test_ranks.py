@@ -119,7 +119,7 @@ def test_an_error_of_one_process_ends_all_and_is_said_once(tmp_path):
     process = torchrun(tmp_path, ROOT / "train_policy.py", *flags)
     output, _ = process.communicate(timeout=200)
     assert process.returncode
-    assert output.count("error: --reward-function own.py:bad failed") == 1, output
+    assert output.count("error: --reward-function own.py:bad, line 2 failed") == 1, output
     assert "exitcode  : 2" in output and "Traceback (most recent call last):\n  File" in output
     ours = output[: output.index("error:")] + output.split("error:")[1].split("\n")[0]
     assert "Traceback" not in ours

@@ -33,8 +33,13 @@ def words(prompts, answers):
     return ["good"] * len(answers)
 def nan(prompts, answers):
     return [math.nan if i == 5 else 0 for i in range(len(answers))]
+def leaves(prompts, answers):
+    import sys
+    sys.exit(0)
 def nothing(prompts, answers):
     pass
+def constant(prompts, answers):
+    return [3] * len(answers)
 number = 3
 """
 
@@ -48,7 +53,8 @@ def place(tmp_path_factory):
     write_rows(place / "held.jsonl", [{"prompt": f"{p} now?"} for p in ("a", "b", "c", "d", "e")])
     (place / "own.py").write_text(OWN)
     (place / "syntax.py").write_text("def f(:\n")
-    (place / "raises.py").write_text("1 / 0\n")
+    (place / "raises.py").write_text("def f():\n    1 / 0\nf()\n")
+    (place / "exits.py").write_text("raise SystemExit(0)\n")
     return place
 
 
@@ -128,7 +134,8 @@ def test_a_reward_for_length_makes_answers_longer(place, tmp_path):
     ("function", "causes"),
     [
         ("own.py:one_less", ["own.py:one_less", "returned", "first prompt"]),
-        ("own.py:broken", ["own.py:broken", "KeyError", "gone", "first prompt"]),
+        ("own.py:broken", ["own.py:broken, line 10", "KeyError", "gone", "first prompt"]),
+        ("own.py:leaves", ["own.py:leaves, line 17", "SystemExit", "first prompt"]),
         ("own.py:words", ["own.py:words", "could not convert", "first prompt"]),
         ("own.py:nothing", ["own.py:nothing", "NoneType", "first prompt"]),
         ("own.py:missing", ["own.py", "no function missing"]),
@@ -136,7 +143,8 @@ def test_a_reward_for_length_makes_answers_longer(place, tmp_path):
         ("own.py", ["must be FILE.py:NAME"]),
         ("nowhere.py:length", ["nowhere.py", "does not exist"]),
         ("syntax.py:f", ["syntax.py, line 1", "SyntaxError"]),
-        ("raises.py:f", ["raises.py", "ZeroDivisionError"]),
+        ("raises.py:f", ["raises.py, line 2", "ZeroDivisionError"]),
+        ("exits.py:f", ["exits.py, line 1", "SystemExit"]),
     ],
 )
 def test_a_wrong_function_is_named_and_nothing_is_written(place, tmp_path, function, causes):
@@ -144,6 +152,13 @@ def test_a_wrong_function_is_named_and_nothing_is_written(place, tmp_path, funct
         run(place, tmp_path / "out", function)
     assert all(cause in str(error.value) for cause in causes), error.value
     assert not (tmp_path / "out").exists()
+
+
+def test_equal_rewards_of_all_answers_give_a_warning(place, tmp_path, capsys):
+    run(place, tmp_path / "out", "own.py:constant")
+    assert "answers of the start model have the reward 3: from equal" in capsys.readouterr().out
+    run(place, tmp_path / "out2", "own.py:length")
+    assert "equal rewards" not in capsys.readouterr().out
 
 
 def test_a_reward_that_is_no_number_is_named_with_its_answer(place, tmp_path):

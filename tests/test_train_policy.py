@@ -609,6 +609,24 @@ def test_the_default_reward_model_is_trained_or_resumed(tmp_path, monkeypatch, i
     assert len(seen) == 1
 
 
+def test_a_model_of_ones_own_that_learns_from_the_zoo_is_told_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("mine", "runs/zoo-base"):
+        Path(folder).mkdir(parents=True)
+    monkeypatch.setattr(defaults, "run_script", lambda *line: None)
+    own = {"data": ["prompts.jsonl"], "reward_model": "my-rm"}
+    for settings, flags in (
+        ({}, "--data and --reward-model"),
+        ({"data": own["data"]}, "--reward-model"),
+        ({"reward_model": own["reward_model"]}, "--data"),
+    ):
+        train_policy.build_missing(train_policy.Config(model="mine", **settings))
+        assert f"note: without {flags}, mine is trained on the zoo" in capsys.readouterr().out
+    train_policy.build_missing(train_policy.Config(model="mine", **own))
+    train_policy.build_missing(train_policy.Config())
+    assert "note" not in capsys.readouterr().out
+
+
 def test_in_the_zoo_gold_is_measured_and_no_argument_is_needed(
     tiny_zoo, tmp_path, monkeypatch, capsys
 ):
@@ -691,7 +709,7 @@ def test_weights_stay_tied(tmp_path, tiny_run):
         ({"baseline": "leave-one-out", "samples": 1}, "leave-one-out needs --samples 2 or more"),
         ({"baseline": "leave-one-out", "samples": 2}, ""),
         ({"baseline": "none", "samples": 1}, ""),
-        ({"objective": "reinforce", "updates": 2}, "--updates above 1 needs --objective ppo-clip"),
+        ({"objective": "reinforce", "updates": 2}, "--updates needs --objective ppo-clip"),
         ({"objective": "reinforce", "updates": 1}, ""),
         ({"objective": "ppo-clip", "updates": 2}, ""),
         ({"objective": "ppo-clip", "updates": 1}, ""),

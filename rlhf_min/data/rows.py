@@ -132,8 +132,13 @@ def _split_dialogues(prompt: Prompt | None, chosen: list[Message], rejected: lis
     turns = as_messages(prompt or [])
     column, dialogue = ([(t["role"], t["content"].strip()) for t in x] for x in (turns, before))
     if not column or column[len(column) - len(dialogue) :] != dialogue:
-        if not dialogue or not set(column) <= set(dialogue):
-            raise InputError("no prompt, or another one than the turns before the answers")
+        if not dialogue:
+            raise InputError("there is no prompt: add a prompt column, or begin both with it")
+        if not set(column) <= set(dialogue):
+            raise InputError(
+                f"chosen and rejected hold {len(dialogue)} turns before the answer that are not "
+                "those of prompt: an answer is one assistant turn, so add the others to prompt"
+            )
         prompt = before  # it contains the prompt column
     answers = chosen[-1]["content"], rejected[-1]["content"]
     return "identical" if answers[0] == answers[1] else (_usable_prompt(prompt), *answers)
@@ -166,6 +171,8 @@ def _content(row: dict, name: str, wanted: str = "") -> str | list[Message]:
             value = [{"role": turn["role"], "content": turn["content"]} for turn in value]
         except (TypeError, KeyError):
             raise InputError(f"{name} holds a message without role and content") from None
+        if None in (turn["content"] for turn in value):
+            raise InputError(f"{name} holds a message whose content is null: only texts are used")
     texts = [t for turn in value for t in turn.values()] if isinstance(value, list) else [value]
     for text in texts[:-1]:
         _check_text(text, name, may_be_empty=True)

@@ -1,7 +1,9 @@
 """The user's own reward function, in place of a reward model or beside one."""
 
 import importlib.util
+import os
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -27,13 +29,21 @@ def load_function(spec: str):
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
-    except Exception as error:  # the file is the user's program
-        line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        wrong = f"{type(error).__name__}: {error}"
-        raise InputError(f"--reward-function: {file}{line} cannot be run ({wrong})") from error
+    except (Exception, SystemExit) as error:  # the file is the user's program
+        wrong = f"--reward-function: {file}{_line(error, file)} cannot be run"
+        raise InputError(f"{wrong} ({type(error).__name__}: {error})") from error
     if not callable(function := getattr(module, name, None)):
         raise InputError(f"--reward-function: {file} has no function {name}")
     return function
+
+
+def _line(error: BaseException, file: str) -> str:
+    """ ", line N": the last line of the user's file that ran before the error; "" if none did."""
+    if isinstance(error, SyntaxError):
+        return f", line {error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == os.path.abspath(file)]
+    return f", line {lines[-1]}" if lines else ""
 
 
 class FunctionScorer:
@@ -69,9 +79,10 @@ class FunctionScorer:
         first = f"(first prompt {text_start(prompts[0])})"
         try:
             rewards = [float(reward) for reward in self.function(repeated, answers)]
-        except Exception as error:  # the function is the user's program
+        except (Exception, SystemExit) as error:  # the function is the user's program
+            place = f"{self.spec}{_line(error, self.spec.rpartition(':')[0])} failed {first}"
             wrong = f"{type(error).__name__}: {error}"
-            raise InputError(f"--reward-function {self.spec} failed {first}: {wrong}") from error
+            raise InputError(f"--reward-function {place}: {wrong}") from error
         if len(rewards) != len(answers):
             raise InputError(
                 f"--reward-function {self.spec} returned {len(rewards)} rewards for "

@@ -44,14 +44,14 @@ def load_reward_model(path: str, dtype: torch.dtype, needs_ratings: bool = False
     """
     model, info = load_model(AutoModelForSequenceClassification, path, dtype)
     base = "LANGUAGE_MODEL" if is_encoder(model) else path
-    advice = f"train one with `python train_rm.py --model {base} --out runs/rm`"
+    advice = f"train one with `python train_rm.py --model {base} --out DIR` and give DIR instead"
     if info["missing_keys"]:
         raise InputError(f"{path} has no reward head with trained weights: {advice}")
     if model.config.num_labels not in LABELS.values():
         raise InputError(
             f"{path} is a classifier with {model.config.num_labels} labels, but a reward model has "
             "1 (a score) or 10 (the ratings 1 to 10): give one that has, or train one with "
-            "`python train_rm.py --model LANGUAGE_MODEL --out runs/rm`"
+            "`python train_rm.py --model LANGUAGE_MODEL --out DIR`"
         )
     if model.config.is_encoder_decoder:
         raise InputError(f"{path} is an encoder-decoder: give a decoder or an encoder with a head")

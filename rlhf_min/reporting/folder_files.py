@@ -32,6 +32,19 @@ MODEL += ["tokenizer.model", "chat_template.jinja", "additional_chat_templates/*
 MODEL += ["adapter/adapter_config.json", "adapter/adapter_model.safetensors"]
 
 
+def check_inputs_stay(config) -> None:
+    """Raise InputError when a setting names a file in --out, where --overwrite might delete it."""
+    out = Path(config.out).resolve()
+    for name, value in vars(config).items():
+        for path in value if isinstance(value, list) else [value]:
+            is_file = isinstance(path, str) and os.path.isfile(path)
+            if is_file and Path(path).resolve().is_relative_to(out):
+                raise InputError(
+                    f"--{name.replace('_', '-')} {path} lies in --out {config.out}, where "
+                    "--overwrite might delete it: move it, or give another --out"
+                )
+
+
 def remove_results(folder: Path) -> None:
     """Delete the results of the run in a folder: only files that a run writes, run.json stays."""
     for pattern in (*RESULTS, *PLOTS, *MODEL):
@@ -67,6 +80,8 @@ def locked(out: str):
     Raises InputError when another process holds the lock or the folder cannot be written to.  The
     kernel releases the lock of a killed process.
     """
+    if not out:
+        raise InputError("--out is empty: give the name of a folder")
     folder, made, file = Path(out), [], None
     try:
         try:

@@ -44,7 +44,7 @@ def check_folder(config, may_differ: Collection[str] = ()) -> None:
     if "run.json" not in names:
         raise InputError(f"--out {out} holds files that no run wrote: give another folder")
     if config.overwrite:
-        return
+        return folder_files.check_inputs_stay(config)
     if not config.resume:
         raise InputError(
             f"--out {out} already holds another run: give another folder, --resume to go on, "
