@@ -278,6 +278,10 @@ def test_each_common_form_of_json_is_read():
     ):
         assert [pair.prompt for pair in pairs_of(name, content)] == wanted, name
     assert pairs_of("one.json", json.dumps(rows[0], indent=2))[0].prompt == wanted[0]
+    columns = ("prompt", "chosen", "rejected")
+    messages = {name: [{"role": "assistant", "content": rows[0][name]}] for name in columns}
+    messages["prompt"][0]["role"] = "user"  # one row of chat messages is no table of columns
+    assert pairs_of("one.json", json.dumps(messages))[0].chosen == rows[0]["chosen"]
 
 
 GOOD = json.dumps(PLAIN) + "\n"
@@ -307,7 +311,10 @@ WRONG_FILES = [
         ["row 2 (line 3)", "not valid CSV"],
     ),
     ("quote.csv", 'prompt,chosen,"rejected\na,b,c\n', ["(line 1)", "not valid CSV"]),
-    ("tabs.csv", "prompt\tchosen\trejected\na\tb\tc\n", ["no chosen column"]),
+    ("tabs.csv", "prompt\tchosen\trejected\na\tb\tc\n", [r"separated by '\t'", "commas"]),
+    ("excel.csv", "prompt;chosen;rejected\na;b,c;d\n", ["separated by ';'", "commas"]),
+    ("pandas.json", json.dumps({k: {"0": v, "1": v} for k, v in PLAIN.items()}), ["each column"]),
+    ("columns.json", json.dumps({k: [v, v] for k, v in PLAIN.items()}), ["each column", "records"]),
     ("escape.csv", "\x1b[2Jprompt\na\n", ["its columns are �[2Jprompt"]),
 ]
 

@@ -104,7 +104,19 @@ def _parse_json(text: str, path: Path) -> list[Row]:
         return _parse_lines(text)
     if isinstance(whole, dict) and whole.keys() == {"data"} and isinstance(whole["data"], list):
         whole = whole["data"]
+    if isinstance(whole, dict) and whole and all(map(_is_column, whole.values())):
+        raise InputError(
+            f"{path} holds one list for each column, but one object for each row is needed: "
+            'with pandas, write it by to_json(path, orient="records", lines=True)'
+        )
     return _numbered(whole if isinstance(whole, list) else [whole])
+
+
+def _is_column(value) -> bool:
+    """Whether a value of a JSON object is a whole column: {"0": …, "1": …} or a list of texts."""
+    if isinstance(value, dict):
+        return bool(value) and all(key.isdecimal() for key in value)
+    return isinstance(value, list) and bool(value) and not isinstance(value[0], dict)
 
 
 def _parse_lines(text: str) -> list[Row]:
@@ -134,6 +146,9 @@ def _parse_csv(text: str, path: Path) -> list[Row]:
         if twice := {name for name in header if name and header.count(name) > 1}:
             names = shown_names(sorted(twice))
             raise InputError(f"{path}: two columns have the same name, {names}: rename one")
+        if len(header) == 1 and (found := [mark for mark in ";\t|" if mark in header[0]]):
+            wrong = f"{path}: its columns are separated by {found[0]!r}"
+            raise InputError(f"{wrong}: save it with commas between them")
         line = table.line_num + 1
         for cells in table:
             if cells:
