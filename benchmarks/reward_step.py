@@ -15,7 +15,7 @@ from rlhf_min.maths.preference_losses import bradley_terry
 from rlhf_min.models.batches import tree_batches
 from rlhf_min.models.loading import load_tokenizer
 from rlhf_min.models.reward_model import branch_outputs, load_reward_model
-from rlhf_min.models.rows import tree_length
+from rlhf_min.models.shared_rows import tree_length
 
 
 def fixed_pairs(args, tokenizer) -> list[EncodedPair]:

@@ -354,7 +354,7 @@ def test_a_folder_in_use_is_refused_and_a_killed_process_leaves_it_free(tmp_path
     command = [sys.executable, "-c", HOLD, str(out)]
     with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stdin=pipe, text=True) as holder:
         assert holder.stdout.readline() == "locked\n"
-        with pytest.raises(InputError, match=f"--out {out} is in use .* process {holder.pid}:"):
+        with pytest.raises(InputError, match=f"^--out {out} is in use .* process {holder.pid}:"):
             script.main(settings)
         assert names(out) == {".lock"}
         holder.kill()

@@ -10,13 +10,13 @@ import torch
 from tiny_models import MODELS, tiny_model, tolerance
 from torch.testing import assert_close
 
-from rlhf_min.models import batches, rows
+from rlhf_min.models import batches, shared_rows
 from rlhf_min.models.answers import encode_texts
 from rlhf_min.models.batches import length_batches, padding_share, tree_batches
 from rlhf_min.models.encoder import encoder_outputs
 from rlhf_min.models.layout import Layout, tree_mask
 from rlhf_min.models.prompt_tree import build_tree, hidden_states
-from rlhf_min.models.rows import single_trees
+from rlhf_min.models.shared_rows import split_trees
 
 CPU = torch.device("cpu")
 # Prompts and answers of many lengths; id 0 is also the padding, and 2 ends most answers.
@@ -55,7 +55,7 @@ def test_every_branch_can_be_read_back_from_the_tree(kind, max_row):
 @pytest.mark.parametrize("shared_row", [0, 24, 60])
 def test_every_branch_can_be_read_back_from_shared_rows(seed, shared_row, monkeypatch):
     """Random batches: one tree in a row, some short ones beside a long one, several in each."""
-    monkeypatch.setattr(rows, "SHARED_ROW", shared_row)
+    monkeypatch.setattr(shared_rows, "SHARED_ROW", shared_row)
     draw = random.Random(seed)
     tokens = lambda most: [draw.randint(0, 22) for _ in range(draw.randint(1, most))]  # noqa: E731
     prompts = [tokens(9) for _ in range(draw.randint(1, 9))]
@@ -99,7 +99,7 @@ def test_a_prompt_is_stored_once_per_row_and_a_plain_row_holds_one_branch():
 
 @pytest.mark.parametrize("max_row", range(1, 30))
 def test_no_tree_is_longer_than_max_row_unless_one_branch_alone_is(max_row):
-    trees = single_trees(PROMPTS, BRANCHES, layout(max_row=max_row))
+    trees = split_trees(PROMPTS, BRANCHES, layout(max_row=max_row))
     assert [(p, answer) for p, own in trees for answer in own] == FLAT
     for prompt, own in trees:
         assert len(prompt) + sum(map(len, own)) <= max_row or len(own) == 1
@@ -178,6 +178,16 @@ def test_the_padding_share_counts_the_positions_without_a_token(kind, max_rows, 
     ]
     expected = 1 - torch.cat(used).double().mean().item()
     assert padding_share(model, PROMPTS, BRANCHES, max_rows) == pytest.approx(expected)
+
+
+def test_plain_rows_repeat_the_prompt_and_stay_below_the_limit_too(monkeypatch):
+    """A prompt of 300 tokens with 4 answers of 20: 380 positions as a tree, 1280 as plain rows."""
+    model = tiny_model("llama")
+    plain = dataclasses.replace(layout(tree=False), small=False)
+    monkeypatch.setitem(batches._layouts, model, plain)
+    prompts, answers = [[1] * 300 for _ in range(16)], [[[2] * 20] * 4 for _ in range(16)]
+    sizes = [tree.ids.numel() for _, tree in tree_batches(model, prompts, answers, 64)]
+    assert sum(sizes) == 16 * 4 * 320 and max(sizes) <= plain.max_positions
 
 
 @pytest.mark.parametrize("forward", [False, True])
@@ -275,7 +285,7 @@ def test_lists_that_do_not_belong_together_are_refused():
     for function in (
         lambda prompts, own: list(tree_batches(model, prompts, own, 4)),
         lambda prompts, own: padding_share(model, prompts, own, 4),
-        lambda prompts, own: single_trees(prompts, own, layout()),
+        lambda prompts, own: split_trees(prompts, own, layout()),
         lambda prompts, own: encode_texts(None, prompts, own, [[]], 9),
         lambda prompts, own: encoder_outputs(None, None, prompts, own),
     ):

@@ -31,8 +31,8 @@ def attention(module, query, key, value, attention_mask, scaling=None, spans=Non
 
     query [B, H, L, D]; key [B, G, M, D]; value [B, G, M, E]; additive mask [B, 1, L, M].  spans:
     for trees, the lengths of prompt and branches of each tree of each row; then blocks that the
-    mask hides are not computed.  Without spans, float32 rows and rows of more than LONGEST keys
-    go to `sdpa`, which is faster there.
+    mask hides are not computed.  Without spans, several queries go to `sdpa`, which is faster
+    there, if they are float32 or have more than LONGEST keys; so does everything without a mask.
     """
     small = key.shape[2] <= LONGEST and query.dtype == torch.bfloat16
     if attention_mask is None or (spans is None and not small and query.shape[2] > 1):

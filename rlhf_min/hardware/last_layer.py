@@ -44,7 +44,8 @@ def last_layer_at(model, places: Tensor, size: torch.Size):
         yield
         return
     rows = places // size[1]
-    slots = (rows[:, None] == rows).tril(-1).sum(1)  # earlier places in the same row
+    slots = (rows[:, None] == rows).tril(-1).sum(1)  # number of earlier places in the same row
+    # Where a row has fewer places than another, the rest stay 0: computed, but not used.
     columns = rows.new_zeros(size[0], 1 + int(slots.max()), 1)  # [R, most places of a row, 1]
     columns[rows, slots, 0] = places % size[1]
 

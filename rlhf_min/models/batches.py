@@ -14,7 +14,13 @@ from rlhf_min.hardware.attention import NAME
 from rlhf_min.hardware.last_layer import last_layer_at
 from rlhf_min.models.layout import Layout, context_length, needs_plain_rows, slides
 from rlhf_min.models.prompt_tree import Tree, build_tree, hidden_states
-from rlhf_min.models.rows import positions_of, row_lengths, shared_rows, single_trees, tree_length
+from rlhf_min.models.shared_rows import (
+    assign_rows,
+    batch_positions,
+    row_lengths,
+    split_trees,
+    tree_length,
+)
 
 SMALL = 2e7  # weights
 SPANS_FROM = 256  # row length from which attention branch by branch is faster
@@ -25,14 +31,14 @@ _layouts: WeakKeyDictionary = WeakKeyDictionary()  # model → its layout
 def tree_batches(
     model, prompts: list, branches: list, max_prompts: int, forward: bool = False
 ) -> Iterator[tuple[list[int], Tree]]:
-    """Yields, longest first, the indices [p] of a micro-batch's prompts and its prompt tree.
+    """Yields, longest first, the indices [p] of a micro-batch's prompts and its prompt trees.
 
-    A tree has at most max_prompts prompts, and at most `max_positions` of the model's layout
-    (`forward_positions` with forward=True, which is for passes without gradients).
-    With several processes, only the prompts of this rank come (`ranks.own`).
+    A micro-batch has at most max_prompts prompts, and, unless a single prompt needs more, at most
+    `max_positions` of the model's layout (`forward_positions` with forward=True, which is for
+    passes without gradients).  With several processes, only the prompts of this rank come.
     """
     layout, own = layout_of(model), ranks.own(len(prompts))
-    lengths = [tree_length(*row) for row in zip(prompts, branches, strict=True)]
+    lengths = [_positions(*pair, layout) for pair in zip(prompts, branches, strict=True)]
     own_lengths = [lengths[i] for i in own]
     limit = layout.forward_positions if forward else layout.max_positions
     for group in length_batches(own_lengths, max_prompts, limit):
@@ -44,19 +50,25 @@ def tree_batches(
 def padding_share(model, prompts: list, branches: list, max_prompts: int) -> float:
     """Share of positions without a token in `tree_batches` of the same arguments on one device."""
     layout, positions, tokens = layout_of(model), 0, 0
-    lengths = [tree_length(prompt, own) for prompt, own in zip(prompts, branches, strict=True)]
+    lengths = [_positions(*pair, layout) for pair in zip(prompts, branches, strict=True)]
     for indices in length_batches(lengths, max_prompts, layout.max_positions):
         batch = [prompts[i] for i in indices], [branches[i] for i in indices]
-        own_lengths = [tree_length(*tree) for tree in single_trees(*batch, layout)]
-        used = row_lengths(own_lengths, shared_rows(own_lengths, layout))
-        positions, tokens = positions + positions_of(used), tokens + sum(used)
+        tree_lengths = [tree_length(*tree) for tree in split_trees(*batch, layout)]
+        used = row_lengths(tree_lengths, assign_rows(tree_lengths, layout))
+        positions, tokens = positions + batch_positions(used), tokens + sum(used)
     return 1 - tokens / positions
 
 
-def length_batches(lengths: list[int], max_rows: int, max_positions: int) -> list[list[int]]:
-    """Indices into lengths [rows], in groups of like length; the longest come first.
+def _positions(prompt: list[int], branches: list[list[int]], layout: Layout) -> int:
+    """Positions of one prompt with its branches: plain rows repeat the prompt."""
+    return batch_positions([tree_length(*x) for x in split_trees([prompt], [branches], layout)])
 
-    A group has at most max_rows rows and max_positions positions, or it is a single longer row.
+
+def length_batches(lengths: list[int], max_rows: int, max_positions: int) -> list[list[int]]:
+    """Indices into lengths, in groups of like length; the longest come first.
+
+    A group has at most max_rows items and max_positions positions (items × longest item), or it
+    is a single longer item.
     """
     groups: list[list[int]] = []
     # The longest first, so that memory runs out at the start or never.

@@ -21,16 +21,19 @@ class Layout:
     spans_from: float = float("inf")  # row length from which attention goes branch by branch
     cache: bool = True  # False: it cannot decode with a KV cache and padding on the left
     ends_only: bool = False  # its last layer can be computed at the ends of answers alone
-    small: bool = False  # a model of few weights: more positions fit in the same memory
+    small: bool = False  # a model of few weights: each position needs little memory
 
     @property
     def max_positions(self) -> int:
-        """Positions (rows × longest row) of one pass; on a CPU fewer are faster (docs/LOG.md)."""
+        """Positions (rows × longest row) of one pass, at most: larger ones need more memory.
+
+        On a CPU they are also slower, except for a small model (docs/LOG.md).
+        """
         return (2**12 if self.small else 2**11) if self.device.type == "cpu" else 2**13
 
     @property
     def forward_positions(self) -> int:
-        """max_positions without gradients: more positions fit in the same memory.
+        """`max_positions` of a pass without gradients, of which more fit in the same memory.
 
         Eager attention keeps rows × heads × length² scores (docs/LOG.md).
         """
@@ -38,11 +41,12 @@ class Layout:
 
 
 def tree_mask(segments: Tensor, roots: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive attention mask: a token sees earlier tokens of its own segment and of its prompt.
+    """Additive attention mask: a token sees itself and what is before it in its branch and prompt.
 
     segments [R, L] number the prompts and branches, roots [R, L] give the segment of the token's
-    prompt → [R, 1, L, L], 0 where the query (third axis) sees the key.  A boolean 4-D mask is
-    silently wrong under `eager`.  Padding (both −1) sees padding: no empty softmax.
+    prompt → [R, 1, L, L], 0 where the query (third axis) sees the key.  It is additive because
+    `eager` attention is wrong, without an error, with a boolean 4-D mask.  Padding (both −1) sees
+    padding, so that no row of the softmax is empty.
     """
     keys = segments[:, None, :]
     sees = ((segments[:, :, None] == keys) | (roots[:, :, None] == keys)).tril()
@@ -71,14 +75,15 @@ def slides(model, length: int) -> bool:
 def needs_plain_rows(model) -> str:
     """Why a model cannot take a tree, nor rows padded on the left; "" if it can take them.
 
-    The numbers alone do not show it where a small model's recurrence or alibi changes them little.
+    Comparing hidden states is not enough: a small model's recurrence or ALiBi may change them
+    too little.
     """
     if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
         return "it takes no position ids"
     layers = DynamicCache(config=model.config).layers
     if not all(isinstance(layer, DynamicLayer) for layer in layers):
         return "it keeps a recurrent state"
-    return "its positions are slopes" if getattr(model.config, "alibi", False) else ""
+    return "it uses ALiBi" if getattr(model.config, "alibi", False) else ""
 
 
 def head_logits(model, hidden: Tensor) -> Tensor:

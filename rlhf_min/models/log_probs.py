@@ -2,7 +2,7 @@
 
 In plain PyTorch, for one prompt x and one answer y of T tokens:
 
-    logits = model(torch.tensor([x + y])).logits[0, len(x) - 1 : -1]    # [T, V], one token earlier
+    logits = model(torch.tensor([x + y])).logits[0, len(x) - 1 : -1]    # [T, V]: t predicts t + 1
     log_p = (logits / temperature).log_softmax(-1)                      # [T, V]
     log_prob = log_p[range(T), y].sum()                                 # log π(y|x), a sum
 
@@ -26,7 +26,7 @@ from rlhf_min.models.layout import head_logits
 from rlhf_min.models.prompt_tree import Tree, hidden_states
 from rlhf_min.models.sampling import Rollout
 
-MAX_LOGITS = 2**22  # numbers in one chunk of logits: 16 MiB of float32
+MAX_LOGITS = 2**22  # numbers in one chunk of logits, 16 MiB of float32; or MIN_TOKENS rows
 MIN_TOKENS = 128  # in one chunk: with fewer, most time goes into loading the output weights
 
 
@@ -53,8 +53,8 @@ def rollout_log_probs(
 def token_log_probs(model, tree: Tree, temperature: float = 1.0) -> Tensor:
     """log π(y_t | x, y_<t) of every answer token: [N] float32 (float64 of a float64 model).
 
-    Logits are computed for answer tokens only, in chunks, and again in the backward pass, so that
-    memory does not grow with tokens × vocabulary.
+    Logits are computed for answer tokens only, in chunks, and once more in the backward pass, so
+    that the logits of all tokens [N, V] are never in memory together.
     """
     hidden = hidden_states(model, tree)[tree.predictors]
     size = max(MIN_TOKENS, MAX_LOGITS // model.get_output_embeddings().weight.shape[0])

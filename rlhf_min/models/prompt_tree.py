@@ -1,8 +1,8 @@
-"""The prompt tree: one row `[prompt | answer 1 | … | answer K]`, the prompt is computed once.
+"""The prompt tree `[prompt | answer 1 | … | answer K]`: its prompt is computed only once.
 
 Position ids restart after the prompt for every answer ("branch"), and a branch sees the prompt and
-itself only.  So every token gets the hidden state that it would get in a row of its own.  Short
-trees share a row, so that less of it is padding.
+itself only.  So every token gets the hidden state that it would get in a sequence of its own.
+Short trees share a row of the batch, so that fewer positions are padding (shared_rows.py).
 """
 
 from dataclasses import dataclass, field
@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 
 from rlhf_min.models.layout import Layout, tree_mask
-from rlhf_min.models.rows import row_lengths, shared_rows, single_trees, tree_length
+from rlhf_min.models.shared_rows import assign_rows, row_lengths, split_trees, tree_length
 
 
 @dataclass(frozen=True)
 class Tree:
-    """B branches in R rows of L positions, with N answer tokens; *flat index*: row·L + column."""
+    """A batch of prompt trees as tensors: B branches with N tokens, in R rows of L positions.
+
+    A flat index is row·L + column.
+    """
 
     ids: Tensor  # [R, L] tokens
     positions: Tensor  # [R, L] position ids
@@ -26,16 +29,16 @@ class Tree:
     targets: Tensor  # [N] the n-th answer token
     owners: Tensor  # [N] its branch, 0 … B−1
     ends: Tensor  # [B] flat index of each branch's last token
-    spans: list = field(default_factory=list)  # of long rows: for each tree, lengths of its parts
+    spans: list = field(default_factory=list)  # of long rows [R][trees]: lengths of the parts
 
 
 def build_tree(prompts: list[list[int]], branches: list[list[list[int]]], layout: Layout) -> Tree:
     """Lay out prompts [P] and branches [P][K], numbered in this order, as a batch; K may differ."""
     if not all(prompts) or not all(branch for own in branches for branch in own):
         raise ValueError("every prompt and every answer needs at least one token")
-    trees = single_trees(prompts, branches, layout)
+    trees = split_trees(prompts, branches, layout)
     lengths = [tree_length(*tree) for tree in trees]
-    row_of = shared_rows(lengths, layout)
+    row_of = assign_rows(lengths, layout)
     used = row_lengths(lengths, row_of)
     width, segment = max(used), 0  # a segment is a prompt or a branch
     rows = ids, positions, segments, roots, spans = [[[] for _ in used] for _ in range(5)]

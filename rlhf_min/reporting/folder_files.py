@@ -88,6 +88,8 @@ def locked(out: str):
             made = [path for path in (folder, *folder.parents) if not path.exists()]
             folder.mkdir(parents=True, exist_ok=True)
             file = _acquire(folder / LOCK)
+        except InputError:
+            raise
         except (OSError, ValueError) as error:  # ValueError: a path with a NUL
             reason = "it is a file" if isinstance(error, FileExistsError) else error
             reason = getattr(reason, "strerror", None) or reason
