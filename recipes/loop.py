@@ -13,7 +13,7 @@ from the previous round.  KL is always measured to the start model.  Held-out pr
 evaluation only.
 
 The judge is the zoo's gold rater, so the loop works only with questions of the zoo.
-The same command again continues an interrupted loop.
+The same command again continues an interrupted loop, and more --rounds a finished one.
 """
 
 import rlhf_min.startup  # noqa: F401  first: signals and threads, before torch
@@ -119,9 +119,9 @@ def stage(script: str, out: Path, *flags) -> None:
 def check_settings(config: Config) -> None:
     """Raise InputError for settings that cannot work together or differ from those in the folder.
 
-    The settings are written to loop.json in --out.  Until a first run has begun there, the next
-    command may change them, for example to correct a wrong path.  Also refused: the folder of
-    another run, and --pairs that cannot be read.
+    Only --rounds may differ.  The settings are written to loop.json in --out.  Until a first run
+    has begun there, the next command may change all of them, for example to correct a wrong path.
+    Also refused: the folder of another run, and --pairs that cannot be read.
     """
     if 0 < config.old < config.comparisons:
         raise InputError(
@@ -132,7 +132,7 @@ def check_settings(config: Config) -> None:
     began = any(file.parent.glob("*/run.json"))
     now, before = asdict(config), read_json(file) if began else {}
     before = before and asdict(Config()) | before  # an older loop.json may lack a setting
-    changed = [name for name in now if before and now[name] != before[name]]
+    changed = [name for name in now if before and now[name] != before[name] and name != "rounds"]
     if changed:
         name = changed[0]
         old, new = ("nothing" if x == "" else x for x in (before[name], now[name]))

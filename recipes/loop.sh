@@ -3,7 +3,7 @@
 #
 #   recipes/loop.sh [ROUNDS] [COMPARISONS] [OUT] [SEED]        (3 1900 runs/loop 0)
 #
-# The same command again goes on with an interrupted loop.
+# The same command again goes on with an interrupted loop, more ROUNDS with a finished one.
 #
 # Environment variables give the other settings: START=DIR (start model), REWARD_MODEL=DIR (the
 # reward model of round 0; without it, one is trained in OUT/rm-0), STEPS, KL, LR (of each policy),

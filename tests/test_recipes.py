@@ -101,6 +101,9 @@ def test_the_circle_runs_and_its_table_names_every_round(tmp_path):
     shell("loop.sh", "1", "30", str(tmp_path / "new"), code=2, **wrong)
     done = shell("loop.sh", "0", "30", str(tmp_path / "new"), **environment)  # not locked
     assert "$ python train_policy.py" in done.stdout
+    more = shell("loop.sh", "1", "30", str(tmp_path / "new"), **environment).stdout
+    scripts = [line.split()[2] for line in more.splitlines() if line.startswith("$ ")]
+    assert scripts == ["judge.py", "train_rm.py", "train_policy.py", "judge.py", "judge.py"]
     words = ["--out", tmp_path / "pairs", "--reward-model", reward, "--pairs", tmp_path / "typo"]
     early = [sys.executable, "recipes/loop.py", "--start", start, *map(str, words)]
     early = subprocess.run(early, cwd=ROOT, capture_output=True, text=True)
