@@ -74,8 +74,11 @@ def check_ranges(config) -> None:
 def check_needs(config, needs: dict[str, str]) -> None:
     """Raise InputError for a setting that is not at its default but would have no effect.
 
-    needs: field → "field value", the other setting without which it has none.
+    needs: field → "field value", the other setting without which it has none.  A run of before
+    can be resumed with such settings.
     """
+    if config.resume:
+        return
     for field in dataclasses.fields(config):
         if field.name in needs and getattr(config, field.name) != field.default:
             other, wanted = needs[field.name].split()

@@ -24,11 +24,10 @@ def build_missing(config) -> None:
     unfinished, exists = is_unfinished(REWARD_MODEL), Path(REWARD_MODEL).exists()
     missing = REWARD_MODEL in member_paths(config.reward_model) and (unfinished or not exists)
     missing = missing and not (config.reward_function and not config.function_weight)
-    absent = {"--data": config.data == ["zoo"], "--reward-model": missing}
-    absent = [flag for flag, is_absent in absent.items() if is_absent]
-    if absent and config.model != start_model.START_MODEL:
-        without = " and ".join(absent)
-        print(f"note: without {without}, {config.model} is trained on the zoo, a made-up world")
+    made_up = {"--data is zoo": config.data == ["zoo"], "there is no --reward-model": missing}
+    if config.model != start_model.START_MODEL and any(made_up.values()):
+        why = " and ".join(reason for reason, holds in made_up.items() if holds)
+        print(f"note: {why}: {config.model} learns the questions of a made-up world")
     if missing and (config.reading == "entropic" or config.weight != "none"):
         raise InputError(
             "--reading entropic and --weight need a ratings head: train one with "

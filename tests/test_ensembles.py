@@ -190,12 +190,12 @@ def test_one_folder_is_as_before_and_runs_of_before_can_be_resumed(tiny_run, tmp
             run(tiny_run, tmp_path / "out", save_every=1)
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["config"]["reward_model"] == tiny_run["scalar"]
-    for name in ("ensemble", "ensemble_weight", "micro_batch"):  # as if an earlier version had none
+    for name in ("ensemble", "ensemble_weight", "kl"):  # as if an earlier version had none
         del record["config"][name]
     (tmp_path / "out" / "run.json").write_text(json.dumps(record))
-    with pytest.raises(InputError, match=r"--micro-batch 16, not 2"):
-        run(tiny_run, tmp_path / "out", save_every=1, resume=True, micro_batch=2)
-    run(tiny_run, tmp_path / "out", save_every=1, resume=True)
+    with pytest.raises(InputError, match=r"--kl 0.1, not 0.3"):
+        run(tiny_run, tmp_path / "out", save_every=1, resume=True, kl=0.3)
+    run(tiny_run, tmp_path / "out", save_every=1, resume=True, micro_batch=2)  # this may differ
 
 
 def test_a_member_must_not_be_the_run_itself_or_unfinished(tiny_run, tmp_path):

@@ -346,6 +346,17 @@ def test_trap_20_these_families_take_a_tree_in_silence(family, attention):
     assert layout.tree and said == []
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_model_that_is_wrong_for_one_tree_or_for_several_rows_gets_plain_rows(rows):
+    """Short trees share one row, longer ones have a row each; both forms are tried."""
+    model = tiny_model("llama", dtype=torch.float32)
+    layer = model.base_model.layers[0]
+    plain = layer.forward
+    layer.forward = lambda x, *args, **kwargs: plain(x, *args, **kwargs) * (1 + (len(x) == rows))
+    layout, (said,) = spoken(model)
+    assert not layout.tree and "states differ" in said
+
+
 def _right_with_its_layout(model, prompts, branches) -> None:
     """The layout chosen gives the log-probs of one plain sequence at a time."""
     layout = choose_layout(model, lambda line: None)

@@ -38,6 +38,8 @@ def leaves(prompts, answers):
     sys.exit(0)
 def nothing(prompts, answers):
     pass
+def parses(prompts, answers):
+    compile("1 +", "<answer>", "eval")
 def constant(prompts, answers):
     return [3] * len(answers)
 number = 3
@@ -52,6 +54,7 @@ def place(tmp_path_factory):
     write_rows(place / "prompts.jsonl", [{"prompt": p} for p in PROMPTS])
     write_rows(place / "held.jsonl", [{"prompt": f"{p} now?"} for p in ("a", "b", "c", "d", "e")])
     (place / "own.py").write_text(OWN)
+    (place.parent / "own").symlink_to(place)
     (place / "syntax.py").write_text("def f(:\n")
     (place / "raises.py").write_text("def f():\n    1 / 0\nf()\n")
     (place / "exits.py").write_text("raise SystemExit(0)\n")
@@ -136,6 +139,8 @@ def test_a_reward_for_length_makes_answers_longer(place, tmp_path):
         ("own.py:one_less", ["own.py:one_less", "returned", "first prompt"]),
         ("own.py:broken", ["own.py:broken, line 10", "KeyError", "gone", "first prompt"]),
         ("own.py:leaves", ["own.py:leaves, line 17", "SystemExit", "first prompt"]),
+        ("own.py:parses", ["own.py:parses, line 21 failed", "SyntaxError"]),
+        ("../own/own.py:broken", ["own.py:broken, line 10"]),
         ("own.py:words", ["own.py:words", "could not convert", "first prompt"]),
         ("own.py:nothing", ["own.py:nothing", "NoneType", "first prompt"]),
         ("own.py:missing", ["own.py", "no function missing"]),

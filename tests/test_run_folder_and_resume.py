@@ -50,18 +50,21 @@ def test_an_absent_or_empty_folder_is_accepted_and_nothing_is_written(tmp_path):
     assert not (tmp_path / "new").exists() and not any(tmp_path.iterdir())
 
 
-def test_overwrite_deletes_no_file_that_the_run_reads(tmp_path):
+def test_overwrite_deletes_nothing_that_the_run_reads(tmp_path):
     """The next reward model learns from runs/judge/comparisons.jsonl, a result of that folder."""
     RunLog("x.py", Settings(out=str(tmp_path)), {})
-    (tmp_path / "comparisons.jsonl").write_text("{}")
+    for name in ("comparisons.jsonl", "mine.jsonl", "adapter/adapter_config.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
     inside, link = tmp_path / "comparisons.jsonl", tmp_path.parent / f"{tmp_path.name}.jsonl"
     link.symlink_to(inside)
-    for path in (inside, tmp_path / "../" / tmp_path.name / inside.name, link):
+    adapter = tmp_path / "adapter"
+    relative = tmp_path / ".." / tmp_path.name / inside.name
+    for path in (inside, relative, link, adapter, f"reward-model:{adapter}"):
         with pytest.raises(InputError, match=r"--data .* lies in --out"):
             check_folder(Settings(data=["zoo", str(path)], out=str(tmp_path), overwrite=True))
-    outside = tmp_path.parent / f"{tmp_path.name}-other.jsonl"
-    outside.write_text("{}")
-    check_folder(Settings(data=[str(outside)], out=str(tmp_path), overwrite=True))
+    for name in ("mine.jsonl", "absent.jsonl"):
+        check_folder(Settings(data=[str(tmp_path / name)], out=str(tmp_path), overwrite=True))
 
 
 def test_a_folder_with_another_run_needs_resume_or_overwrite(tmp_path):

@@ -615,13 +615,15 @@ def test_a_model_of_ones_own_that_learns_from_the_zoo_is_told_so(tmp_path, monke
         Path(folder).mkdir(parents=True)
     monkeypatch.setattr(defaults, "run_script", lambda *line: None)
     own = {"data": ["prompts.jsonl"], "reward_model": "my-rm"}
-    for settings, flags in (
-        ({}, "--data and --reward-model"),
-        ({"data": own["data"]}, "--reward-model"),
-        ({"reward_model": own["reward_model"]}, "--data"),
+    for settings, why in (
+        ({}, "--data is zoo and there is no --reward-model"),
+        ({"data": own["data"]}, "there is no --reward-model"),
+        ({"reward_model": own["reward_model"]}, "--data is zoo"),
     ):
         train_policy.build_missing(train_policy.Config(model="mine", **settings))
-        assert f"note: without {flags}, mine is trained on the zoo" in capsys.readouterr().out
+        assert (
+            f"note: {why}: mine learns the questions of a made-up world" in capsys.readouterr().out
+        )
     train_policy.build_missing(train_policy.Config(model="mine", **own))
     train_policy.build_missing(train_policy.Config())
     assert "note" not in capsys.readouterr().out

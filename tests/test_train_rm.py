@@ -450,6 +450,7 @@ def test_settings_that_use_ratings_need_them_in_the_data(tiny_run, tmp_path, nam
         ({"roughness": 5.0}, "--roughness needs --head ratings, but --head is scalar"),
         ({"tie": "strict"}, "--tie needs --head ratings, but --head is scalar"),
         ({"label_width": 0.5}, "--label-width needs --head ratings, but --head is scalar"),
+        ({"label_width": 0.5, "resume": True}, ""),  # earlier versions let such runs begin
         ({"head": "ratings", "tie": "strict", "label_width": 0.5}, ""),
         ({"lr": 2.0}, "--lr must be at most 1"),
     ],

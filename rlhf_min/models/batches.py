@@ -22,7 +22,7 @@ from rlhf_min.models.shared_rows import (
     tree_length,
 )
 
-SMALL = 2e7  # weights
+SMALL = 1e6  # weights
 SPANS_FROM = 256  # row length from which attention branch by branch is faster
 
 _layouts: WeakKeyDictionary = WeakKeyDictionary()  # model → its layout
@@ -108,18 +108,19 @@ def choose_layout(model, say=print) -> Layout:
     tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1
     for layout in [] if reason else trees:
         try:
-            tree, rows = (_probe_states(model, x) for x in (layout, plain))
+            two_rows = replace(layout, max_row=13)  # with padding; else the trees share one row
+            states = [_probe_states(model, x) for x in (plain, layout, two_rows)]
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             reason = _first_line(error)
             continue
-        if not rows.any():
+        if not states[0].any():
             raise InputError(
                 f"{model.name_or_path} gives hidden states that are all 0: its weights overflow or "
                 "its file is damaged, give another model"
             )
-        gap = (tree - rows).abs().max().item() / rows.abs().max().item()
-        if gap < tolerance:
-            ends_only = _last_layer_at_ends_fits(model, layout, tree, tolerance)
+        gaps = [(x - states[0]).abs().max().item() for x in states]
+        if (gap := max(gaps) / states[0].abs().max().item()) < tolerance:
+            ends_only = _last_layer_at_ends_fits(model, layout, states[1], tolerance)
             spans_from = max(layout.spans_from, SPANS_FROM)
             return replace(layout, spans_from=spans_from, ends_only=ends_only)
         reason = f"states differ by {gap:.1e}"

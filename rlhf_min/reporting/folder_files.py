@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import wraps
 from pathlib import Path
@@ -33,23 +34,29 @@ MODEL += ["adapter/adapter_config.json", "adapter/adapter_model.safetensors"]
 
 
 def check_inputs_stay(config) -> None:
-    """Raise InputError when a setting names a file in --out, where --overwrite might delete it."""
-    out = Path(config.out).resolve()
+    """Raise InputError when a setting names a file or folder that --overwrite would delete."""
+    deleted = [path.parent.resolve() / path.name for path in _results(Path(config.out))]
     for name, value in vars(config).items():
         for path in value if isinstance(value, list) else [value]:
-            is_file = isinstance(path, str) and os.path.isfile(path)
-            if is_file and Path(path).resolve().is_relative_to(out):
+            # A judge is "reward-model:DIR".
+            inputs = [path, path.partition(":")[2]] if isinstance(path, str) else []
+            inputs = [Path(x).resolve() for x in inputs if x and os.path.exists(x)]
+            if name != "out" and any(file.is_relative_to(x) for x in inputs for file in deleted):
                 raise InputError(
                     f"--{name.replace('_', '-')} {path} lies in --out {config.out}, where "
-                    "--overwrite might delete it: move it, or give another --out"
+                    "--overwrite would delete it: move it, or give another --out"
                 )
+
+
+def _results(folder: Path) -> Iterator[Path]:
+    """The files in a folder that a run writes, without run.json."""
+    return (path for name in (*RESULTS, *PLOTS, *MODEL) for path in folder.glob(name))
 
 
 def remove_results(folder: Path) -> None:
     """Delete the results of the run in a folder: only files that a run writes, run.json stays."""
-    for pattern in (*RESULTS, *PLOTS, *MODEL):
-        for path in folder.glob(pattern):
-            path.unlink()
+    for path in _results(folder):
+        path.unlink()
     with suppress(OSError):  # it is absent, or holds other files
         (folder / "adapter").rmdir()
 

@@ -84,7 +84,7 @@ def check_training(config, may_be_unfinished: str = "") -> None:
                 f"{flag} {path} is a run that was interrupted: "
                 "go on with it first, by the same command with --resume"
             )
-    check_folder(config)
+    check_folder(config, may_differ=("micro_batch",))
     finished = (folder / "summary.json").exists() and (folder / "report.html").exists()
     if config.resume and finished:
         raise InputError(f"--resume: the run in {config.out} is finished, give a new --out")
