@@ -280,7 +280,8 @@ def test_show_prints_prompts_and_both_answers_with_their_ratings():
     for _, chosen, rejected in printed:
         assert re.match(r"  chosen    rated [ \d]\d, gold [ \d]+\.\d  \S", chosen)
         assert re.match(r"  rejected  rated [ \d]\d, gold [ \d]+\.\d  \S", rejected)
-    assert subprocess.run([*command, "--sho", "1"], capture_output=True).returncode == 2
+    for words in (["--sho", "1"], ["--show", "0"]):
+        assert subprocess.run([*command, *words], capture_output=True).returncode == 2
 
 
 # --- tokenizer and start model --------------------------------------------------------------------

@@ -11,6 +11,8 @@ def main() -> None:
     parser.add_argument("--split", choices=("train", "held-out"), default="train", help="(train)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other pairs (0)")
     config = parser.parse_args()
+    if config.show < 1:
+        parser.error(f"--show must be at least 1, got {config.show}")
     for row in world.pairs(config.split, config.show, config.seed):
         print(row["prompt"])
         for side in ("chosen", "rejected"):
