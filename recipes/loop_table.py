@@ -40,10 +40,8 @@ def show(folder: Path) -> None:
     """Print the table of a loop's folder and draw loop.png there."""
     rows = rounds(folder)
     if not rows:
-        print(
-            f"error: {folder} holds no finished policy-0: run recipes/loop.py first",
-            file=sys.stderr,
-        )
+        error = f"error: {folder} holds no finished policy-0: run recipes/loop.py first"
+        print(error, file=sys.stderr)
         raise SystemExit(2)
     columns = (
         "round",

@@ -357,6 +357,11 @@ def test_a_model_that_is_wrong_for_one_tree_or_for_several_rows_gets_plain_rows(
     assert not layout.tree and "states differ" in said
 
 
+def test_local_attention_takes_a_tree_whose_rows_fit_into_its_window():
+    layout, said = spoken(tiny_model("gpt_neo", "eager", torch.float32, window_size=12))
+    assert (layout.tree, layout.max_row, said) == (True, 12, [])
+
+
 def _right_with_its_layout(model, prompts, branches) -> None:
     """The layout chosen gives the log-probs of one plain sequence at a time."""
     layout = choose_layout(model, lambda line: None)

@@ -108,7 +108,8 @@ def choose_layout(model, say=print) -> Layout:
     tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1
     for layout in [] if reason else trees:
         try:
-            two_rows = replace(layout, max_row=13)  # with padding; else the trees share one row
+            # Two rows with padding, too; by itself the layout puts all into one row.
+            two_rows = replace(layout, max_row=min(13, longest))
             states = [_probe_states(model, x) for x in (plain, layout, two_rows)]
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             reason = _first_line(error)
