@@ -219,3 +219,12 @@ def test_the_small_random_model_is_trained_and_never_replaces_a_folder(tmp_path)
     before = (out / "model.safetensors").read_bytes()
     assert "must be a new or empty folder" in small("--seed", "1", code=2)
     assert (out / "model.safetensors").read_bytes() == before
+
+
+def test_the_loops_table_of_a_folder_without_a_loop_is_one_line_and_exit_code_2(tmp_path):
+    words = [sys.executable, "recipes/loop_table.py", str(tmp_path)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert (
+        done.stderr == f"error: {tmp_path} holds no finished policy-0: run recipes/loop.py first\n"
+    )

@@ -161,7 +161,7 @@ def test_a_wrong_function_is_named_and_nothing_is_written(place, tmp_path, funct
 
 def test_equal_rewards_of_all_answers_give_a_warning(place, tmp_path, capsys):
     run(place, tmp_path / "out", "own.py:constant")
-    assert "answers of the start model have the reward 3: from equal" in capsys.readouterr().out
+    assert "answers of the reference have the reward 3, and from equal" in capsys.readouterr().out
     run(place, tmp_path / "out2", "own.py:length")
     assert "equal rewards" not in capsys.readouterr().out
 

@@ -22,7 +22,7 @@ import train_policy
 import train_rm
 from rlhf_min import InputError
 from rlhf_min.hardware.device import Clock
-from rlhf_min.reporting import report
+from rlhf_min.reporting import folder_files, report
 from rlhf_min.reporting.checkpoints import load_checkpoint
 from rlhf_min.reporting.environment import cpu_name
 from rlhf_min.reporting.run_folder import RunLog, check_folder
@@ -65,6 +65,11 @@ def test_overwrite_deletes_nothing_that_the_run_reads(tmp_path):
             check_folder(Settings(data=["zoo", str(path)], out=str(tmp_path), overwrite=True))
     for name in ("mine.jsonl", "absent.jsonl"):
         check_folder(Settings(data=[str(tmp_path / name)], out=str(tmp_path), overwrite=True))
+
+
+def test_an_empty_name_of_a_folder_is_refused():
+    with pytest.raises(InputError, match="--out is empty"), folder_files.locked(""):
+        pass
 
 
 def test_a_folder_with_another_run_needs_resume_or_overwrite(tmp_path):

@@ -39,9 +39,8 @@ def load_function(spec: str):
 
 def _line(error: BaseException, file: str) -> str:
     """Text with the last line of the user's file that ran before the error; empty if none did."""
-    lines, here = [], os.path.realpath(file)
-    for frame in traceback.extract_tb(error.__traceback__):
-        lines += [frame.lineno] * (os.path.realpath(frame.filename) == here)
+    here, frames = os.path.realpath(file), traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if os.path.realpath(frame.filename) == here]
     if isinstance(error, SyntaxError) and os.path.realpath(error.filename or "") == here:
         lines.append(error.lineno)  # the file itself cannot be parsed
     return f", line {lines[-1]}" if lines else ""

@@ -127,8 +127,8 @@ def reference_scales(reference, scorer, prompts, sampling: dict, config) -> dict
     def scale_of(scorer) -> dict[str, float]:
         scores = sample_and_score(reference, reference, scorer, drawn, sampling, seed)[1]
         if len(scores) > 1 and (scores == scores[0]).all():
-            same = f"all {len(scores)} answers of the start model have the reward {scores[0]:g}"
-            print(f"warning: {same}: from equal rewards a policy learns nothing")
+            same = f"all {len(scores)} answers of the reference have the reward {scores[0]:g}"
+            print(f"warning: {same}, and from equal rewards a policy learns nothing: check it")
         return reward_scale(scores)
 
     if not (ensemble := ensemble_in(scorer)):
